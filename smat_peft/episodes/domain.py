@@ -1,0 +1,74 @@
+"""A domain: named classes of images from one source, split once into training, validation and test classes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from PIL import Image
+
+from smat_peft.errors import DataError
+
+Split = Literal["train", "validation", "test", "all"]
+
+SPLIT_SHARES = {"train": 0.70, "validation": 0.15}  # the rest is test
+MIN_CLASSES = 5  # fewer classes than this in a split make no episode (METHOD 10: min_ways)
+
+
+def split_classes(names: Sequence[str]) -> dict[str, list[str]]:
+    """Split class names 70/15/15, in an order that depends on the names alone and not on where they were read.
+
+    Returns:
+        `{"train": [...], "validation": [...], "test": [...]}`; each class is in exactly one of them.
+    """
+    ordered = sorted(names, key=lambda name: (hashlib.sha256(name.encode()).hexdigest(), name))
+    first = round(SPLIT_SHARES["train"] * len(ordered))
+    second = round((SPLIT_SHARES["train"] + SPLIT_SHARES["validation"]) * len(ordered))
+    return {"train": ordered[:first], "validation": ordered[first:second], "test": ordered[second:]}
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Classes of images from one source.
+
+    Attributes:
+        name: What tables call it.
+        class_images: For each class its images, decoded when they are indexed.
+        splits: Class names by split; made by [`split_classes`] unless given.
+        mirror: Whether a mirrored image is still of its class (a script's is not); says if training may flip images.
+    """
+
+    name: str
+    class_images: Mapping[str, Sequence[Image.Image]]
+    splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.class_images:
+            raise DataError(f"domain {self.name!r} has no classes")
+        if not self.splits:
+            object.__setattr__(self, "splits", split_classes(list(self.class_images)))
+        seen: dict[str, str] = {}
+        for split, names in self.splits.items():
+            if split not in ("train", "validation", "test"):
+                raise DataError(f"domain {self.name!r}: unknown split {split!r}; splits are train, validation, test")
+            for name in names:
+                if name not in self.class_images:
+                    raise DataError(f"domain {self.name!r}: split {split!r} names class {name!r}, which has no images")
+                if name in seen:
+                    raise DataError(f"domain {self.name!r}: class {name!r} is in both {seen[name]!r} and {split!r}")
+                seen[name] = split
+
+    def classes(self, split: Split) -> list[str]:
+        """Names of the classes of a split, `"all"` for every class of the domain."""
+        if split == "all":
+            return list(self.class_images)
+        return list(self.splits.get(split, ()))
+
+    def images(self, split: Split, class_name: str) -> Sequence[Image.Image]:
+        """The images of one class of a split, decoded one by one as they are indexed."""
+        if class_name not in self.classes(split):
+            raise DataError(f"domain {self.name!r} has no class {class_name!r} in split {split!r}")
+        return self.class_images[class_name]

@@ -12,6 +12,9 @@ from PIL import Image
 from smat_peft.errors import DataError
 
 Split = Literal["train", "validation", "test", "all"]
+Augmentation = Literal["crop", "colour", "mirror"]
+
+EVERY_AUGMENTATION: frozenset[Augmentation] = frozenset(("crop", "colour", "mirror"))
 
 SPLIT_SHARES = {"train": 0.70, "validation": 0.15}  # the rest is test
 MIN_CLASSES = 5  # fewer classes than this in a split make no episode (METHOD 10: min_ways)
@@ -37,13 +40,14 @@ class Domain:
         name: What tables call it.
         class_images: For each class its images, decoded when they are indexed.
         splits: Class names by split; made by [`split_classes`] unless given.
-        mirror: Whether a mirrored image is still of its class (a script's is not); says if training may flip images.
+        augment: The training augmentations of METHOD 10 that leave an image in its class (a mirrored letter is another
+            drawing, so scripts leave `"mirror"` out).
     """
 
     name: str
     class_images: Mapping[str, Sequence[Image.Image]]
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    mirror: bool = True
+    augment: frozenset[Augmentation] = EVERY_AUGMENTATION
 
     def __post_init__(self) -> None:
         if not self.class_images:

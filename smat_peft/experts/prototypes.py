@@ -1,0 +1,28 @@
+"""The cosine prototype head: class means and cosine logits (METHOD 5)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+LOGIT_SCALE = 10.0  # METHOD 1
+NORM_FLOOR = 1e-12  # METHOD 5
+
+
+def class_means(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> Float[Tensor, "C D"]:
+    """Prototypes: the mean feature of each class, not normalised. Every label in `0..max` must occur."""
+    one_hot = F.one_hot(labels).to(features.dtype)  # [N, C]
+    return (one_hot / one_hot.sum(0)).T @ features
+
+
+def cosine_logits(
+    features: Float[Tensor, "N D"], prototypes: Float[Tensor, "C D"], scale: float = LOGIT_SCALE
+) -> Float[Tensor, "N C"]:
+    """`scale` times the cosine between each feature and each prototype; each norm is floored at 1e-12."""
+    return scale * (_unit(features) @ _unit(prototypes).T)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(NORM_FLOOR)

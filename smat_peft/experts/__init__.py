@@ -1,0 +1,1 @@
+"""The mathematics of sparse interpolated experts: tensors in, tensors out."""

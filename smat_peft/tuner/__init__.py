@@ -1,0 +1,1 @@
+"""SMAT as a PEFT method: configuration, layers, tuner, and tasks."""

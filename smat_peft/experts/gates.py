@@ -1,0 +1,69 @@
+"""Hard-concrete gates: how a gate logit becomes a value in [0, 1], and how many values should be open (METHOD 2).
+
+Gate logits are a tensor `[M, *gate_shape]`, experts first, where `gate_shape` broadcasts to the shape of the parameter
+they gate: the same shape for element gates, a smaller one for structured gates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+GateGranularity = Literal["element", "structured"]
+
+STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of Louizos et al. 2018, eq. 11; METHOD 1
+TRAIN_TEMPERATURE = 2 / 3  # beta in training, METHOD 1
+EVAL_TEMPERATURE = 1.0  # beta of the reference's evaluation, METHOD 2
+GATE_LIMIT = math.log(100.0)  # logits are kept within +- this, METHOD 2; both ends give values of exactly 0 and 1
+EXPECTED_L0_SHIFT = TRAIN_TEMPERATURE * math.log(-STRETCH_HIGH / STRETCH_LOW)  # beta ln 11
+
+
+def gate_shape(shape: torch.Size, granularity: GateGranularity) -> torch.Size:
+    """Shape of the gates over a parameter of `shape`.
+
+    Structured gates hold one gate per input column of a matrix, one per output channel of a convolution, and one per
+    element of anything else.
+    """
+    if granularity == "element" or len(shape) < 2 or shape[0] == 1:
+        return shape
+    if len(shape) == 2:
+        return torch.Size((1, shape[1]))
+    return torch.Size((shape[0], *(1 for _ in shape[1:])))
+
+
+def gate_values(logits: Tensor, temperature: float) -> Tensor:
+    """Gate values `clip(1.2 sigmoid(logits / temperature) - 0.1, 0, 1)`, in the shape of `logits`.
+
+    Use [`TRAIN_TEMPERATURE`] for the gates that training sees and [`EVAL_TEMPERATURE`] for the reference's evaluation.
+    """
+    return stretch(torch.sigmoid(logits / temperature))
+
+
+def stretch(sigmoid: Tensor) -> Tensor:
+    """The hard-concrete stretch of a sigmoid to [-0.1, 1.1], clipped to [0, 1]."""
+    return (sigmoid * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW).clamp_(0.0, 1.0)
+
+
+def open_gates(logits: Tensor, temperature: float) -> Tensor:
+    """How many gates of each expert are above 0, `[M]`; no gradient."""
+    with torch.no_grad():
+        return torch.count_nonzero(gate_values(logits, temperature).flatten(1), dim=1)
+
+
+def expected_open_gates(logits: Tensor) -> Tensor:
+    """Expected number of open gates of each expert under the training noise, `[M]`, differentiable (METHOD 2)."""
+    return torch.sigmoid(logits + EXPECTED_L0_SHIFT).flatten(1).sum(1)
+
+
+def clamp_gates_(logits: Tensor) -> Tensor:
+    """Keep gate logits within +-[`GATE_LIMIT`], in place."""
+    with torch.no_grad():
+        return logits.clamp_(-GATE_LIMIT, GATE_LIMIT)
+
+
+def initialise_gates_(logits: Tensor, std: float) -> Tensor:
+    """Draw gate logits from Normal(0, std), in place, within the limits."""
+    return clamp_gates_(nn.init.normal_(logits, std=std))

@@ -1,0 +1,133 @@
+"""SMATConfig: the settings of an adapter, saved beside its weights."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+
+from smat_peft.errors import ConfigurationError
+from smat_peft.experts.patterns import PATTERNS
+
+
+class SMATPeftType(str, enum.Enum):  # noqa: UP042 - PEFT splits str(member) at the dot
+    """SMAT's member of what PEFT keys its methods by; PEFT's own enumeration is closed to packages outside it."""
+
+    SMAT = "SMAT"
+
+
+@dataclass
+class SMATConfig(PeftConfig):
+    """Configuration of sparse interpolated experts (SMAT, arXiv 2403.08477).
+
+    With no target named, every parameter of the backbone is adapted: weights, biases, norms, convolutions, embeddings
+    and bare parameters such as the class token. Classification heads are left alone.
+
+    Args:
+        num_experts (`int`, *optional*, defaults to `8`): Number of experts M: gates over the one shared delta.
+        target_sparsity (`float`, *optional*, defaults to `0.9`): Share of each expert's gates that training closes.
+        sparsity_pattern (`str`, *optional*, defaults to `"learned"`): `"learned"` gates, or a fixed pattern:
+            `"dense"`, `"random"`, `"magnitude"`.
+        gate_granularity (`str`, *optional*, defaults to `"element"`): A gate per `"element"`, or `"structured"`: per
+            input column of a matrix, per output channel of a convolution, per element of vectors.
+        gate_init_std (`float`, *optional*, defaults to `0.5`): Standard deviation of the initial gate logits.
+        gate_eval (`str`, *optional*, defaults to `"reference"`): Gates used in evaluation: the `"reference"`'s, which
+            are denser than those trained, or the very gates that were trained (`"train"`).
+        router_pooling (`str`, *optional*, defaults to `"mean"`): Task embedding: the `"mean"` over classes, or the
+            `"first"` class (the reference's, which depends on how classes are numbered).
+        router_heads (`int`, *optional*, defaults to `4`): Attention heads of the router's block; where they do not
+            divide the feature width, the largest smaller number that does.
+        router_mlp_ratio (`float`, *optional*, defaults to `2.0`): Hidden width of its MLP over the feature width.
+        router_skill_tokens (`int`, *optional*, defaults to `4`): Learned tokens beside the class prototypes.
+        router_spectral_norm (`bool`, *optional*, defaults to `True`): Spectral norm of its linear weights.
+        router_temperature (`tuple[float, float]`, *optional*, defaults to `(5.0, 0.5)`): First and last temperature.
+        router_temperature_episodes (`int`, *optional*, defaults to `18000`): Training episodes between them.
+        feature (`str`, *optional*, defaults to `"auto"`): Feature of an image: `"cls"` token, `"mean"` over positions,
+            `"pooler"` output, the path of a module whose output it is, or `"auto"` by the kind of backbone.
+        feature_dim (`int`, *optional*): Width of the feature; read from the model's config where not given. Where it
+            is not to be found there is no router and experts are mixed evenly.
+        target_modules (`str | list[str]`, *optional*): Modules to adapt: a regular expression, names or their endings,
+            or `"all-linear"`.
+        target_parameters (`list[str]`, *optional*): Parameters to adapt, by name or its ending.
+        exclude_modules (`str | list[str]`, *optional*): Modules to leave alone.
+        layers_to_transform (`int | list[int]`, *optional*): Indices of the layers to adapt.
+        layers_pattern (`str | list[str]`, *optional*): Name of the list those layers are in.
+        modules_to_save (`list[str]`, *optional*): Modules trained and saved whole beside the adapter.
+        init_weights (`bool`, *optional*, defaults to `True`): Start from a zero delta, which changes nothing. `False`
+            draws a random one, for tests.
+
+    Example:
+        ```py
+        >>> from peft import get_peft_model
+        >>> from transformers import ViTConfig, ViTModel
+        >>> from smat_peft import SMATConfig
+
+        >>> backbone = ViTModel(ViTConfig(), add_pooling_layer=False)
+        >>> model = get_peft_model(backbone, SMATConfig(num_experts=4, target_sparsity=0.9))
+        ```
+    """
+
+    num_experts: int = field(default=8, metadata={"help": "Number of experts."})
+    target_sparsity: float = field(default=0.9, metadata={"help": "Share of each expert's gates that is closed."})
+    sparsity_pattern: str = field(default="learned", metadata={"help": "learned, dense, random or magnitude."})
+    gate_granularity: str = field(default="element", metadata={"help": "element or structured."})
+    gate_init_std: float = field(default=0.5, metadata={"help": "Standard deviation of the initial gate logits."})
+    gate_eval: str = field(default="reference", metadata={"help": "Gates of evaluation: reference or train."})
+    router_pooling: str = field(default="mean", metadata={"help": "Task embedding: mean or first."})
+    router_heads: int = field(default=4, metadata={"help": "Attention heads of the router."})
+    router_mlp_ratio: float = field(default=2.0, metadata={"help": "MLP width of the router over the feature width."})
+    router_skill_tokens: int = field(default=4, metadata={"help": "Learned tokens of the router."})
+    router_spectral_norm: bool = field(default=True, metadata={"help": "Spectral norm of the router's weights."})
+    router_temperature: tuple[float, float] = field(default=(5.0, 0.5), metadata={"help": "First, last temperature."})
+    router_temperature_episodes: int = field(default=18_000, metadata={"help": "Episodes between the temperatures."})
+    feature: str = field(default="auto", metadata={"help": "auto, cls, mean, pooler or the path of a module."})
+    feature_dim: int | None = field(default=None, metadata={"help": "Width of the feature."})
+    target_modules: str | list[str] | set[str] | None = field(default=None, metadata={"help": "Modules to adapt."})
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "Parameters to adapt."})
+    exclude_modules: str | list[str] | set[str] | None = field(default=None, metadata={"help": "Modules to leave."})
+    layers_to_transform: int | list[int] | None = field(default=None, metadata={"help": "Indices of layers to adapt."})
+    layers_pattern: str | list[str] | None = field(default=None, metadata={"help": "Name of the list of layers."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
+    init_weights: bool = field(default=True, metadata={"help": "Start from a zero delta."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = SMATPeftType.SMAT
+        start, end = self.router_temperature
+        self.router_temperature = (start, end)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, set(getattr(self, name)))
+        if isinstance(self.target_modules, str):
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise ConfigurationError(f"`{name}` needs `target_modules` to be a list of names, not a string")
+
+        self._require(self.num_experts >= 1, "num_experts", "at least 1")
+        self._require(0 <= self.target_sparsity < 1, "target_sparsity", "in [0, 1)")
+        self._require_choice("sparsity_pattern", ("learned", *PATTERNS))
+        self._require_choice("gate_granularity", ("element", "structured"))
+        self._require(self.gate_init_std >= 0, "gate_init_std", "at least 0")
+        self._require_choice("gate_eval", ("reference", "train"))
+        self._require_choice("router_pooling", ("mean", "first"))
+        self._require(self.router_heads >= 1, "router_heads", "at least 1")
+        self._require(self.router_mlp_ratio > 0, "router_mlp_ratio", "above 0")
+        self._require(self.router_skill_tokens >= 0, "router_skill_tokens", "at least 0")
+        self._require(start >= end > 0, "router_temperature", "(start, end) with start >= end > 0")
+        self._require(self.router_temperature_episodes >= 1, "router_temperature_episodes", "at least 1")
+        self._require(self.feature_dim is None or self.feature_dim >= 1, "feature_dim", "at least 1, or None")
+
+    @property
+    def has_router(self) -> bool:
+        """Whether expert weights depend on the task: not where the feature's width is unknown or all gates are open."""
+        return self.feature_dim is not None and self.sparsity_pattern != "dense"
+
+    def _require(self, holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            raise ConfigurationError(f"SMATConfig: {name} must be {wanted}, got {getattr(self, name)!r}")
+
+    def _require_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value: Any = getattr(self, name)
+        self._require(value in choices, name, "one of " + ", ".join(choices))

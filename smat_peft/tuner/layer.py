@@ -1,0 +1,295 @@
+"""SMATLayer: the delta and the gates over the parameters that one module owns, and how a call takes its task weights.
+
+During a call the task weights shadow the module's own parameters in its `__dict__` and are taken away after it. So any
+type of module works, its hooks still run, and FSDP, which puts its views there itself, is not fooled.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape, initialise_gates_
+from smat_peft.experts.interpolate import interpolate
+from smat_peft.experts.patterns import pattern_logits
+from smat_peft.experts.router import even_weights
+from smat_peft.tuner.config import SMATConfig
+
+RANDOM_DELTA_STD = 0.1  # of `init_weights=False`; large enough to be seen in half precision
+
+
+@dataclass
+class TaskState:
+    """The task in force, shared by all layers of a model.
+
+    Attributes:
+        weights: Task weights by the base model's parameter names; a parameter that is not named keeps its pre-trained
+            value. None: no task, experts are mixed evenly.
+        adapter: The adapter they were made from, where one was.
+    """
+
+    weights: dict[str, Tensor] | None = None
+    adapter: str | None = None
+
+
+class SMATLayer(nn.Module, BaseTunerLayer):
+    """Wraps a module that owns parameters; holds one delta and M gates for each of them and each adapter.
+
+    Args:
+        base_layer: The module to adapt.
+        path: Its name in the base model.
+        state: The model's task state.
+    """
+
+    adapter_layer_names = ("smat_delta", "smat_gates")
+    other_param_names = ()
+
+    smat_delta: Any  # nn.ModuleDict of nn.ParameterDict: adapter -> parameter -> [*shape]
+    smat_gates: Any  # the same: [M, *gate_shape]
+    active_adapters: list[str]
+    set_adapter: Callable[..., None]
+    merged_adapters: list[str]
+    frozen_peft_weight_names: dict[str, tuple[str, ...]]
+
+    def __init__(self, base_layer: nn.Module, path: str, state: TaskState) -> None:
+        super().__init__()
+        self._attach(base_layer)
+        self.path = path
+        self.state = state
+        self.smat_delta = nn.ModuleDict()
+        self.smat_gates = nn.ModuleDict()
+        self.gate_eval: dict[str, str] = {}
+        self.frozen_peft_weight_names = {}
+        self.merged_adapters = []
+        self._before_merge: list[dict[str, Tensor]] = []
+        self._disable_adapters = False
+        self.in_features = getattr(base_layer, "in_features", None)
+        self.out_features = getattr(base_layer, "out_features", None)
+
+    def _attach(self, owner: nn.Module) -> None:
+        self.base_layer = owner
+
+    def update_layer(
+        self, adapter_name: str, config: SMATConfig, parameter_names: list[str], inference_mode: bool
+    ) -> None:
+        """Give an adapter a delta and gates over the named parameters of the module."""
+        owner = self.get_base_layer()
+        delta, gates = nn.ParameterDict(), nn.ParameterDict()
+        for name in parameter_names:
+            parameter = getattr(owner, name)
+            delta[name] = nn.Parameter(torch.zeros(parameter.shape))
+            if not config.init_weights:
+                nn.init.normal_(delta[name], std=RANDOM_DELTA_STD)
+            shape = gate_shape(parameter.shape, config.gate_granularity)  # type: ignore[arg-type]
+            gates[name] = nn.Parameter(_initial_gates(config, parameter, shape))
+        if adapter_name in self.smat_delta:  # further parameters of a module that this adapter has already
+            self.smat_delta[adapter_name].update(delta)
+            self.smat_gates[adapter_name].update(gates)
+        else:
+            self.smat_delta[adapter_name], self.smat_gates[adapter_name] = delta, gates
+        self.gate_eval[adapter_name] = config.gate_eval
+        if config.sparsity_pattern != "learned":
+            self.frozen_peft_weight_names[adapter_name] = ("smat_gates",)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter."""
+        super().delete_adapter(adapter_name)
+        self.gate_eval.pop(adapter_name, None)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+        parameter = next(base_layer.parameters(recurse=False), None)
+        return (None, None) if parameter is None else (parameter.device, parameter.dtype)
+
+    def gate_temperature(self, adapter_name: str, training: bool) -> float:
+        """Temperature of an adapter's gates in training or in evaluation."""
+        as_trained = training or self.gate_eval[adapter_name] == "train"
+        return TRAIN_TEMPERATURE if as_trained else EVAL_TEMPERATURE
+
+    def interpolate(
+        self, adapter_name: str, weights: Tensor, training: bool, onto: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Parameters with an adapter's experts mixed by `weights` [M], by their names in the module.
+
+        Args:
+            adapter_name: The adapter.
+            weights: Expert weights.
+            training: Whether to use the gates of training.
+            onto: What to add the mixed delta to; the module's own parameters by default.
+        """
+        owner, temperature = self.get_base_layer(), self.gate_temperature(adapter_name, training)
+        gates = self.smat_gates[adapter_name]
+        mixed = dict(onto or {})
+        for name, delta in self.smat_delta[adapter_name].items():
+            base = mixed[name] if name in mixed else getattr(owner, name)
+            mixed[name] = interpolate(base, delta, gates[name], weights.to(delta), temperature)
+        return mixed
+
+    def mix_evenly(self, adapter_name: str, training: bool, onto: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """[`interpolate`] with the same weight for every expert."""
+        gates = next(iter(self.smat_gates[adapter_name].values()))
+        return self.interpolate(adapter_name, even_weights(len(gates), gates.device).weights, training, onto)
+
+    def get_delta_weight(self, adapter_name: str, name: str = "weight") -> Tensor:
+        """What an adapter adds to a parameter: on its task where one is set, else with its experts mixed evenly."""
+        base: Tensor = getattr(self.get_base_layer(), name)
+        return self._merged(adapter_name, {})[name] - base
+
+    def effective_parameters(self) -> dict[str, Tensor]:
+        """What the module's parameters are in a call now, by name; those left out keep their own values."""
+        if self.disable_adapters or self.merged:
+            return {}
+        if self.state.weights is not None:
+            return self._from_task(self.state.weights)
+        effective: dict[str, Tensor] = {}
+        for adapter_name in self.active_adapters:
+            if adapter_name in self.smat_delta:
+                effective = self.mix_evenly(adapter_name, self.training, effective)
+        return effective
+
+    def parameter_names(self) -> list[str]:
+        """Names, in the module, of the parameters that some adapter adapts."""
+        return list(dict.fromkeys(name for delta in self.smat_delta.values() for name in delta))
+
+    def full_name(self, name: str) -> str:
+        """A parameter's name in the base model."""
+        return f"{self.path}.{name}" if self.path else name
+
+    def _from_task(self, task_weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        named = ((name, task_weights.get(self.full_name(name))) for name in self.parameter_names())
+        return {name: weight for name, weight in named if weight is not None}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the wrapped module with its effective parameters."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        shadowed = shadow(self.base_layer, self.effective_parameters())
+        try:
+            return self.base_layer(*args, **kwargs)
+        finally:
+            unshadow(self.base_layer, shadowed)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write adapters into the module's parameters, with evaluation gates: the task's weights where a task is set.
+
+        Raises:
+            ValueError: With `safe_merge`, where a merged weight would not be finite; nothing has changed then.
+        """
+        owner = self.get_base_layer()
+        for adapter_name in check_adapters_to_merge(self, adapter_names):
+            if adapter_name not in self.smat_delta:
+                continue
+            with torch.no_grad():
+                merged = self._merged(adapter_name, self._before_merge[0] if self._before_merge else {})
+            if safe_merge and not all(torch.isfinite(weight).all() for weight in merged.values()):
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken")
+            self._before_merge.append({name: getattr(owner, name).data for name in merged})
+            for name, weight in merged.items():
+                getattr(owner, name).data = weight.detach()
+            self.merged_adapters.append(adapter_name)
+
+    def _merged(self, adapter_name: str, originals: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.state.weights is None or self.state.adapter not in (adapter_name, None):
+            return self.mix_evenly(adapter_name, training=False)
+        on_task = self._from_task(self.state.weights)
+        owner = self.get_base_layer()
+        return {
+            name: getattr(owner, name) + (weight - originals[name]) if name in originals else weight
+            for name, weight in on_task.items()
+        }
+
+    def unmerge(self) -> None:
+        """Give the module its own parameters back, to the bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        owner = self.get_base_layer()
+        while self.merged_adapters:
+            self.merged_adapters.pop()
+            for name, original in self._before_merge.pop().items():
+                getattr(owner, name).data = original
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules = self.__dict__.get("_modules", {})
+            if "base_layer" not in modules:
+                raise
+            return getattr(modules["base_layer"], name)
+
+    def __repr__(self) -> str:
+        return "smat." + super().__repr__()
+
+
+class SMATLinear(SMATLayer):
+    """A wrapped Linear; PEFT's `all-linear` knows adapted linear layers by their class name."""
+
+
+class SMATSide(SMATLayer):
+    """Beside a module that has children, for the parameters it owns itself, so that no path changes.
+
+    It hangs on its owner as the child [`SMATSide.CHILD`] and shadows the owner's parameters by hooks.
+    """
+
+    CHILD = "smatside"  # PEFT skips modules whose name holds the prefix "smat_" when it deletes an adapter
+
+    def _attach(self, owner: nn.Module) -> None:
+        self.__dict__["owner"] = owner  # not a child: the owner is this module's parent
+        self._shadowed: list[dict[str, Tensor | None]] = []
+        self._hooks = (
+            owner.register_forward_pre_hook(self._before_call),
+            owner.register_forward_hook(self._after_call, always_call=True),
+        )
+
+    def get_base_layer(self) -> nn.Module:
+        """The owner of the parameters."""
+        owner: nn.Module = self.__dict__["owner"]
+        return owner
+
+    def detach_from_owner(self) -> None:
+        """Leave the owner as it was before."""
+        for hook in self._hooks:
+            hook.remove()
+        delattr(self.get_base_layer(), self.CHILD)
+
+    def _before_call(self, owner: nn.Module, _inputs: Any) -> None:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        self._shadowed.append(shadow(owner, self.effective_parameters()))
+
+    def _after_call(self, owner: nn.Module, _inputs: Any, _output: Any) -> None:
+        unshadow(owner, self._shadowed.pop())
+
+
+def shadow(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    """Put tensors in front of a module's parameters of the same names; returns what [`unshadow`] needs."""
+    before = {name: module.__dict__.get(name) for name in tensors}
+    module.__dict__.update(tensors)
+    return before
+
+
+def unshadow(module: nn.Module, before: dict[str, Tensor | None]) -> None:
+    """Undo [`shadow`]."""
+    for name, tensor in before.items():
+        if tensor is None:
+            del module.__dict__[name]
+        else:
+            module.__dict__[name] = tensor
+
+
+def _initial_gates(config: SMATConfig, parameter: Tensor, shape: torch.Size) -> Tensor:
+    gates = torch.empty(config.num_experts, *shape)
+    if config.sparsity_pattern == "learned":
+        return initialise_gates_(gates, config.gate_init_std)
+    if parameter.is_meta:  # loaded later: there are no values yet to choose a pattern by
+        return gates.zero_()
+    density = 1 - config.target_sparsity
+    return pattern_logits(config.sparsity_pattern, parameter, config.num_experts, density, shape)

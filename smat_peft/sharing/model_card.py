@@ -1,0 +1,173 @@
+"""The model card of an adapter: what it is, how to use it, how good it is, and how it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from smat_peft.errors import ConfigurationError
+
+TAGS = ("smat", "few-shot-learning", "meta-learning")
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A SMAT adapter for `{{ backbone }}`: experts, each a gate over one shared change of the backbone's weights. From the
+labelled images of a new task a router mixes the experts into one set of weights for it; no gradient step is needed.
+{% if note %}
+{{ note }}
+{% endif %}
+## How to use it
+
+```python
+from smat_peft import FewShotClassifier
+
+classifier = FewShotClassifier.from_pretrained("{{ backbone }}", adapter="{{ name }}")
+classifier.fit(images, labels)  # a few PIL images of each class, and their labels
+classifier.predict(other_images)
+```
+
+Or as any PEFT adapter; the first import teaches PEFT the method:
+
+```python
+import smat_peft
+from peft import PeftModel
+from transformers import AutoModel
+
+model = PeftModel.from_pretrained(AutoModel.from_pretrained("{{ backbone }}"), "{{ name }}")
+model.adapt(pixel_values, labels)  # [N, 3, H, W] and 0..C-1; the model stays on this task until reset_task()
+```
+
+## Evaluation
+
+{{ table }}
+
+## Sparsity
+
+Share of closed gates, expert by expert: {{ sparsity }}.
+
+## How it was made
+
+```yaml
+{{ settings }}
+```
+
+## Citation
+
+```bibtex
+@inproceedings{chen2024unleashing,
+  title     = {Unleashing the Power of Meta-tuning for Few-shot Generalization Through Sparse Interpolated Experts},
+  author    = {Chen, Shengzhuang and Tack, Jihoon and Yang, Yunqiao and Teh, Yee Whye and Schwarz, Jonathan Richard
+               and Wei, Ying},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024},
+  note      = {arXiv:2403.08477}
+}
+```
+"""
+
+
+def write_model_card(
+    output_dir: str | Path,
+    *,
+    base_model: str,
+    table_markdown: str,
+    metrics: Mapping[str, float],
+    settings: Mapping[str, Any],
+    sparsity: Sequence[float],
+    tags: Sequence[str] = (),
+    datasets: Sequence[str] | None = None,
+    license: str | None = None,
+    note: str = "",
+) -> Path:
+    """Write the card of the adapter in `output_dir`, in place of the one that PEFT's `save_pretrained` leaves there.
+
+    Nothing needs the network. The card is made to be published: a base model that is a folder on this machine is called
+    by the folder's name alone, and `settings` should hold nothing private.
+
+    Args:
+        output_dir: The adapter's folder; the card is its `README.md`.
+        base_model: The backbone's name on the Hub, or its folder.
+        table_markdown: The evaluation as a Markdown table.
+        metrics: Accuracy of the adapted backbone by domain or average, each in `[0, 1]`; the Hub lists them beside the
+            card.
+        settings: What a recipe file would hold to meta-tune this adapter again.
+        sparsity: Share of each expert's gates that are closed, in `[0, 1]`, `M` numbers.
+        tags: Further tags for the Hub, after `smat`, `few-shot-learning` and `meta-learning`.
+        datasets: Names on the Hub of the data sets that it was meta-tuned on.
+        license: The adapter's licence, as the Hub spells it, such as `"apache-2.0"`.
+        note: What a user must know first, such as the only kind of image the adapter is for.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        ConfigurationError: A metric or a sparsity that is no share.
+    """
+    for name, value in [*metrics.items(), *((f"sparsity of expert {m}", value) for m, value in enumerate(sparsity))]:
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            raise ConfigurationError(f"model card: {name} is {value}, but it is a share and must lie in [0, 1]")
+    name = Path(output_dir).resolve().name
+    on_the_hub = _is_hub_name(base_model)
+    data = ModelCardData(
+        library_name="peft",
+        base_model=base_model if on_the_hub else None,
+        base_model_relation="adapter" if on_the_hub else None,
+        pipeline_tag="image-classification",
+        tags=[*TAGS, *tags],
+        datasets=list(datasets) if datasets else None,
+        license=license,
+        model_name=name,
+        eval_results=[_few_shot_accuracy(domain, value) for domain, value in metrics.items()] or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        name=name,
+        backbone=base_model if on_the_hub else Path(base_model).name,
+        note=note,
+        table=table_markdown.strip(),
+        sparsity=", ".join(f"{share:.3f}" for share in sparsity),
+        settings=_plain(settings),
+    )
+    path = Path(output_dir) / "README.md"
+    card.save(path)
+    return path
+
+
+def _is_hub_name(base_model: str) -> bool:
+    if Path(base_model).exists():
+        return False
+    try:
+        validate_repo_id(base_model)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _few_shot_accuracy(domain: str, accuracy: float) -> EvalResult:
+    return EvalResult(
+        task_type="image-classification",
+        task_name="Few-shot image classification",
+        dataset_type=domain,
+        dataset_name=domain,
+        metric_type="accuracy",
+        metric_value=round(accuracy, 4),
+    )
+
+
+def _plain(settings: Mapping[str, Any]) -> str:
+    # By way of JSON, since YAML's safe form knows neither enumerations nor paths.
+    return yaml.safe_dump(json.loads(json.dumps(dict(settings), default=str)), sort_keys=False).strip()

@@ -1,0 +1,238 @@
+"""Which images make up an episode: Meta-Dataset's random ways and shots, and fixed ones (METHOD 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from smat_peft.episodes.domain import MIN_CLASSES, Domain, Split
+from smat_peft.episodes.episode import Episode
+from smat_peft.episodes.images import ImageTransform
+from smat_peft.errors import ConfigurationError, DataError
+
+MAX_WAYS = (
+    50  # this and the next four: Meta-Dataset's EpisodeDescriptionConfig (Triantafillou et al. 2020, section 3.2)
+)
+MAX_QUERIES = 10
+MAX_SUPPORT = 500
+MAX_CLASS_CONTRIBUTION = 100  # a class counts for at most so many images when the support size is drawn
+LOG_WEIGHT_RANGE = (float(np.log(0.5)), float(np.log(2.0)))  # how far shares of the support stray from class sizes
+
+SPLIT_NUMBERS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2, "all": 3}  # part of every episode's seed
+
+
+def draw_classes(
+    random: RandomState, available: int, ways: int | None = None, max_ways: int = MAX_WAYS
+) -> NDArray[np.int64]:
+    """Draw the classes of an episode (METHOD 10, step 1).
+
+    Args:
+        random: Draws come from here: the number of classes unless fixed, then the classes.
+        available: Number of classes to choose from.
+        ways: Number of classes `C`; drawn uniformly from 5 to `min(max_ways, available)` if not given.
+        max_ways: Largest number of classes to draw.
+
+    Returns:
+        Distinct class numbers in the order of their labels, `[C]`.
+    """
+    if ways is None:
+        ways = int(random.randint(low=MIN_CLASSES, high=min(max_ways, available) + 1))
+    return random.choice(available, ways, replace=False).astype(np.int64)
+
+
+def draw_shots(
+    random: RandomState,
+    class_sizes: NDArray[np.int64],
+    shots: int | None = None,
+    queries: int = MAX_QUERIES,
+    max_support: int = MAX_SUPPORT,
+) -> tuple[NDArray[np.int64], int]:
+    """Draw how many images of each class go into the support and the query (METHOD 10, steps 2 to 4).
+
+    Args:
+        random: Draws come from here: the size of the support, then the weights of the classes; none for fixed shots.
+        class_sizes: Number of images of each class of the episode, `[C]`, each at least 2.
+        shots: Support images of every class; drawn, and different from class to class, if not given.
+        queries: Most query images a class.
+        max_support: Most support images in all, where shots are drawn; at least `C`.
+
+    Returns:
+        Support images of each class `[C]`, and the number of query images, which is the same for all classes.
+    """
+    if shots is not None:
+        return np.full(len(class_sizes), shots, dtype=np.int64), min(queries, int(class_sizes.min()) - shots)
+    query = min(queries, int(class_sizes.min()) // 2)
+    left = class_sizes - query
+    share = random.uniform()
+    support = min(max_support, int(np.floor(share * np.minimum(MAX_CLASS_CONTRIBUTION, left) + 1).sum()))
+    weights = class_sizes * np.exp(random.uniform(*LOG_WEIGHT_RANGE, size=len(class_sizes)))
+    drawn = np.floor(weights / weights.sum() * (support - len(class_sizes))).astype(np.int64) + 1
+    return np.minimum(drawn, left), query
+
+
+def can_serve(domain: Domain, split: Split, ways: int | None = None) -> bool:
+    """Whether a domain has the 5 classes in a split that make an episode (fewer if fewer `ways` are asked for)."""
+    return len(domain.classes(split)) >= min(MIN_CLASSES, ways or MIN_CLASSES)
+
+
+@dataclass(frozen=True)
+class EpisodeDescription:
+    """Which images an episode is made of, without the images.
+
+    Attributes:
+        index: The episode's number in its sampler.
+        domain: Name of the domain.
+        classes: Names of the `C` classes, in the order of their labels.
+        support: For each class the numbers of its support images, in `domain.images(split, class)`.
+        query: For each class the numbers of its query images; never one of its support.
+    """
+
+    index: int
+    domain: str
+    classes: tuple[str, ...]
+    support: tuple[tuple[int, ...], ...]
+    query: tuple[tuple[int, ...], ...]
+
+
+class EpisodeSampler:
+    """Episodes by number, each a pure function of (seed, split, index), whoever asks and in whatever order.
+
+    It works as a map-style dataset: `DataLoader(sampler, sampler=range(100), batch_size=None, num_workers=2)`.
+
+    Args:
+        domains: Where episodes come from; each time one is drawn uniformly from those with enough classes in the split.
+        split: Whose classes to use; `"all"` for every class of a domain (out-of-distribution evaluation).
+        ways: Number of classes, drawn anew for each episode if not given.
+        shots: Support images of each class, drawn anew for each class if not given.
+        queries: Most query images of each class; fewer where a class has not so many.
+        seed: Another seed gives other episodes.
+        transform: Makes pixels of an image.
+        augment: Whether to use the training augmentations that a domain names; by default for the split `"train"` only.
+        max_ways: Largest number of classes, where `ways` is drawn.
+        max_support: Most support images, where `shots` is drawn.
+
+    Attributes:
+        domains: The domains that episodes are drawn from.
+
+    Raises:
+        DataError: No domain has enough classes, or a domain has fewer classes than `ways`, or a class fewer images
+            than one query and `shots` support images.
+        ConfigurationError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[Domain],
+        split: Split,
+        ways: int | None = None,
+        shots: int | None = None,
+        queries: int = MAX_QUERIES,
+        seed: int = 0,
+        *,
+        transform: ImageTransform,
+        augment: bool | None = None,
+        max_ways: int = MAX_WAYS,
+        max_support: int = MAX_SUPPORT,
+    ) -> None:
+        if split not in SPLIT_NUMBERS:
+            raise ConfigurationError(f"unknown split {split!r}; splits are {', '.join(SPLIT_NUMBERS)}")
+        for name, value, least in (
+            ("ways", ways, 2),
+            ("shots", shots, 1),
+            ("queries", queries, 1),
+            ("seed", seed, 0),
+            ("max_ways", max_ways, MIN_CLASSES),
+            ("max_support", max_support, ways or max_ways),
+        ):
+            if value is not None and value < least:
+                raise ConfigurationError(f"{name} must be at least {least}, got {value}")
+        self.domains = [domain for domain in domains if can_serve(domain, split, ways)]
+        if not self.domains:
+            found = ", ".join(f"{domain.name} {len(domain.classes(split))}" for domain in domains) or "no domain at all"
+            raise DataError(
+                f"no domain has the {min(MIN_CLASSES, ways or MIN_CLASSES)} classes in split {split!r} "
+                f"that an episode needs; classes found: {found}"
+            )
+        self.split = split
+        self.ways = ways
+        self.shots = shots
+        self.queries = queries
+        self.seed = seed
+        self.transform = transform
+        self.augment = split == "train" if augment is None else augment
+        self.max_ways = max_ways
+        self.max_support = max_support
+        self._class_sizes = [self._count_images(domain) for domain in self.domains]
+
+    def __getitem__(self, index: int) -> Episode:
+        """The episode with this number; only its own images are decoded."""
+        random, domain, description = self._draw(index)
+        support, support_labels = self._pixels(random, domain, description.classes, description.support)
+        query, query_labels = self._pixels(random, domain, description.classes, description.query)
+        return Episode(support, support_labels, query, query_labels, domain.name, index)
+
+    def describe(self, index: int) -> EpisodeDescription:
+        """Which images the episode with this number is made of; decodes none."""
+        return self._draw(index)[2]
+
+    def _count_images(self, domain: Domain) -> NDArray[np.int64]:
+        names = domain.classes(self.split)
+        if self.ways is not None and self.ways > len(names):
+            raise DataError(
+                f"domain {domain.name!r} has {len(names)} classes in split {self.split!r}, "
+                f"too few for {self.ways} ways; ask for fewer ways or leave the domain out"
+            )
+        sizes = np.array([len(domain.images(self.split, name)) for name in names], dtype=np.int64)
+        needed = (self.shots or 1) + 1
+        if sizes.min() < needed:
+            scarce = int(sizes.argmin())
+            raise DataError(
+                f"domain {domain.name!r}: class {names[scarce]!r} has {sizes[scarce]} images, too few for "
+                f"{needed - 1} in the support and one in the query; give it more images or leave it out"
+            )
+        return sizes
+
+    def _draw(self, index: int) -> tuple[RandomState, Domain, EpisodeDescription]:
+        if index < 0:
+            raise IndexError(f"episodes are numbered from 0, got {index}")
+        seeds = np.random.SeedSequence([self.seed, SPLIT_NUMBERS[self.split], index])
+        random = RandomState(np.random.MT19937(seeds))
+        number = int(random.randint(len(self.domains)))
+        domain, sizes = self.domains[number], self._class_sizes[number]
+        classes = draw_classes(random, len(sizes), self.ways, self.max_ways)
+        shots, query_count = draw_shots(random, sizes[classes], self.shots, self.queries, self.max_support)
+        support, query = [], []
+        for class_number, count in zip(classes, shots, strict=True):
+            images = random.permutation(sizes[class_number]).tolist()
+            support.append(tuple(images[:count]))
+            query.append(tuple(images[count : count + query_count]))
+        names = domain.classes(self.split)
+        chosen = tuple(names[class_number] for class_number in classes)
+        return random, domain, EpisodeDescription(index, domain.name, chosen, tuple(support), tuple(query))
+
+    def _pixels(
+        self, random: RandomState, domain: Domain, classes: Sequence[str], numbers: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        pixels = [self._transform(image, domain, random) for image in self._images(domain, classes, numbers)]
+        counts = torch.tensor([len(of_class) for of_class in numbers])
+        return torch.stack(pixels), torch.repeat_interleave(torch.arange(len(classes)), counts)
+
+    def _images(
+        self, domain: Domain, classes: Sequence[str], numbers: Sequence[Sequence[int]]
+    ) -> Iterator[Image.Image]:
+        for name, of_class in zip(classes, numbers, strict=True):
+            images = domain.images(self.split, name)
+            for number in of_class:
+                yield images[number]
+
+    def _transform(self, image: Image.Image, domain: Domain, random: RandomState) -> Tensor:
+        if self.augment:
+            return self.transform.training(image, domain.augment, random)
+        return self.transform.evaluation(image)

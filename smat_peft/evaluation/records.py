@@ -1,0 +1,106 @@
+"""What an evaluation measured, one record per episode and predictor, and the estimates made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from smat_peft.errors import DataError
+from smat_peft.evaluation.statistics import Estimate, average_over_domains, estimate_difference, estimate_mean
+
+Role = Literal["id", "dev_ood", "test_ood"]
+
+# in the order of tables
+ROLE_TITLES: dict[Role, str] = {"id": "ID", "dev_ood": "dev-OOD", "test_ood": "test-OOD"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one predictor did on one episode.
+
+    Attributes:
+        predictor: The predictor's name.
+        domain: The domain's name.
+        role: What the domain is for.
+        index: The episode's number within the domain; equal numbers of a domain mean equal episodes.
+        ways: Number of classes.
+        support: Number of support images.
+        queries: Number of query images.
+        accuracy: Share of the queries whose largest logit is their own class's.
+        expert_weights: How the predictor mixed the experts, if it did.
+    """
+
+    predictor: str
+    domain: str
+    role: Role
+    index: int
+    ways: int
+    support: int
+    queries: int
+    accuracy: float
+    expert_weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The records of an evaluation. Accuracies and estimates are shares (0 to 1), not percentages."""
+
+    records: Sequence[Record]
+
+    @cached_property
+    def predictors(self) -> list[str]:
+        """Names of the predictors, in the order in which they were given."""
+        return list(dict.fromkeys(record.predictor for record in self.records))
+
+    @cached_property
+    def domains(self) -> dict[str, Role]:
+        """Each domain's role, roles in the order of tables."""
+        roles = {record.domain: record.role for record in self.records}
+        return {name: role for wanted in ROLE_TITLES for name, role in roles.items() if role == wanted}
+
+    @property
+    def roles(self) -> list[Role]:
+        """The roles that occur, in the order of tables."""
+        return list(dict.fromkeys(self.domains.values()))
+
+    def accuracies(self, predictor: str, domain: str) -> list[float]:
+        """Accuracies by episode, in the order of the episodes' numbers."""
+        if (predictor, domain) not in self._accuracies:
+            raise DataError(
+                f"no records of predictor {predictor!r} on domain {domain!r}; "
+                f"there are {', '.join(self.predictors)} on {', '.join(self.domains)}"
+            )
+        by_index = self._accuracies[predictor, domain]
+        return [by_index[index] for index in sorted(by_index)]
+
+    def accuracy(self, predictor: str, domain: str) -> Estimate:
+        """Mean accuracy on a domain."""
+        return estimate_mean(self.accuracies(predictor, domain))
+
+    def difference(self, predictor: str, baseline: str, domain: str) -> Estimate:
+        """Mean of the predictor's accuracy minus the baseline's, episode by episode."""
+        return estimate_difference(self.accuracies(predictor, domain), self.accuracies(baseline, domain))
+
+    def average_accuracy(self, predictor: str, role: Role) -> Estimate:
+        """Mean over the domains of a role of their mean accuracies."""
+        return average_over_domains([self.accuracy(predictor, domain) for domain in self._of_role(role)])
+
+    def average_difference(self, predictor: str, baseline: str, role: Role) -> Estimate:
+        """Mean over the domains of a role of their mean paired differences."""
+        return average_over_domains([self.difference(predictor, baseline, domain) for domain in self._of_role(role)])
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """The records as plain dictionaries."""
+        return [asdict(record) for record in self.records]
+
+    def _of_role(self, role: Role) -> list[str]:
+        return [name for name, its_role in self.domains.items() if its_role == role]
+
+    @cached_property
+    def _accuracies(self) -> dict[tuple[str, str], dict[int, float]]:
+        table: dict[tuple[str, str], dict[int, float]] = {}
+        for record in self.records:
+            table.setdefault((record.predictor, record.domain), {})[record.index] = record.accuracy
+        return table

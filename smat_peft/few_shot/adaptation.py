@@ -1,0 +1,121 @@
+"""From a support set to what classifies its queries: task weights and class prototypes, without a gradient step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from smat_peft.experts.prototypes import class_means, cosine_logits
+from smat_peft.experts.router import ExpertWeights
+from smat_peft.tuner import tasks
+
+DEFAULT_BATCH_SIZE = 64
+
+ExpertMix = Literal["routed", "none"] | Tensor
+
+
+@dataclass(frozen=True)
+class AdaptedTask:
+    """All that is needed, beside the model, to classify a task's queries.
+
+    Attributes:
+        prototypes: Class means of the support's features under the task's weights, `[C, D]`.
+        weights: The task's weights by the base model's parameter names; empty for the backbone's own.
+        expert_weights: How the experts were mixed, `[M]`; `None` where there are none or none was used.
+    """
+
+    prototypes: Float[Tensor, "C D"]
+    weights: Mapping[str, Tensor]
+    expert_weights: Float[Tensor, " M"] | None = None
+
+
+def adapt_to_support(
+    model: nn.Module,
+    support: Float[Tensor, "N 3 H W"],
+    labels: Int[Tensor, " N"],
+    *,
+    experts: ExpertMix = "routed",
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> AdaptedTask:
+    """Mix the experts for a support set, merge once, and take the prototypes under the merged weights (METHOD 6).
+
+    Args:
+        model: A backbone, with or without experts. It comes back as it was: same task, same mode, same weights.
+        support: Pixels, on any device.
+        labels: `0..C-1`, each at least once.
+        experts: `"routed"` by the support's frozen features, `"none"` for the untouched backbone, or the weights `[M]`
+            themselves. A backbone without experts is used as it is.
+        batch_size: Images that go through the backbone at a time.
+    """
+    labels = labels.to(device_of(model))
+    with torch.no_grad(), evaluation_mode(model):
+        if not tasks.has_experts(model) or (isinstance(experts, str) and experts == "none"):
+            return AdaptedTask(class_means(_features(model, support, {}, batch_size), labels), {})
+        if isinstance(experts, Tensor):
+            expert_weights = experts.to(device_of(model))
+        else:
+            expert_weights = route_support(model, support, labels, batch_size=batch_size).weights
+        weights = tasks.interpolate(model, expert_weights)
+        prototypes = class_means(_features(model, support, weights, batch_size), labels)
+    return AdaptedTask(prototypes, weights, expert_weights)
+
+
+def route_support(
+    model: nn.Module,
+    support: Float[Tensor, "N 3 H W"],
+    labels: Int[Tensor, " N"],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> ExpertWeights:
+    """What the router says of a support set, by its frozen features (METHOD 3)."""
+    with torch.no_grad(), evaluation_mode(model):
+        frozen = _features(model, support, {}, batch_size)
+        return tasks.route(model, class_means(frozen, labels.to(frozen.device)))
+
+
+def classify_queries(
+    model: nn.Module,
+    task: AdaptedTask,
+    queries: Float[Tensor, "N 3 H W"],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> Float[Tensor, "N C"]:
+    """Cosine logits of queries for the classes of an adapted task (METHOD 5). The model comes back as it was."""
+    with torch.no_grad(), evaluation_mode(model):
+        return cosine_logits(_features(model, queries, task.weights, batch_size), task.prototypes)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside the block, each back in its own mode after it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _features(model: nn.Module, images: Tensor, weights: Mapping[str, Tensor], batch_size: int) -> Tensor:
+    device = device_of(model)
+    with _running_with(model, weights):
+        features = torch.cat([tasks.features(model, batch.to(device)) for batch in images.split(batch_size)])
+    return features.to(
+        torch.promote_types(features.dtype, torch.float32)
+    )  # a mean of half-precision features is coarse
+
+
+def _running_with(model: nn.Module, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    return tasks.task(model, weights) if tasks.has_experts(model) else nullcontext()

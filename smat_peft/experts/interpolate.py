@@ -48,8 +48,9 @@ class _Interpolate(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(delta, gate_logits, weights)
         ctx.temperature, ctx.base_dtype = temperature, base.dtype
-        mixed = mixed_gates(gate_logits, weights, temperature)
-        return torch.addcmul(base.to(delta.dtype), mixed, delta).to(base.dtype)
+        with torch.autocast(base.device.type, enabled=False):
+            mixed = mixed_gates(gate_logits, weights, temperature)
+            return torch.addcmul(base.to(delta.dtype), mixed, delta).to(base.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -13,15 +13,22 @@ NORM_FLOOR = 1e-12  # METHOD 5
 
 def class_means(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> Float[Tensor, "C D"]:
     """Prototypes: the mean feature of each class, not normalised. Every label in `0..max` must occur."""
-    one_hot = F.one_hot(labels).to(features.dtype)  # [N, C]
-    return (one_hot / one_hot.sum(0)).T @ features
+    with torch.autocast(features.device.type, enabled=False):
+        features = _at_least_float32(features)
+        one_hot = F.one_hot(labels).to(features.dtype)  # [N, C]
+        return (one_hot / one_hot.sum(0)).T @ features
 
 
 def cosine_logits(
     features: Float[Tensor, "N D"], prototypes: Float[Tensor, "C D"], scale: float = LOGIT_SCALE
 ) -> Float[Tensor, "N C"]:
     """`scale` times the cosine between each feature and each prototype; each norm is floored at 1e-12."""
-    return scale * (_unit(features) @ _unit(prototypes).T)
+    with torch.autocast(features.device.type, enabled=False):
+        return scale * (_unit(_at_least_float32(features)) @ _unit(_at_least_float32(prototypes)).T)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -210,7 +210,8 @@ def _unmerged(model: nn.Module) -> SMATRouter:
 
 
 def _root_of(model: nn.Module) -> nn.Module:
-    return next(module for module in model.modules() if isinstance(getattr(module, "smatrouter", None), SMATRouter))
+    # Not by getattr, which wrappers of the root forward to it.
+    return next(module for module in model.modules() if SMATRouter.CHILD in module._modules)
 
 
 def _check_names(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

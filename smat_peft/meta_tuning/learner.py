@@ -1,0 +1,249 @@
+"""MetaLearner: the loss of one update's episodes, term by term (METHOD 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smat_peft.episodes.episode import Episode
+from smat_peft.experts.prototypes import class_means, cosine_logits
+from smat_peft.experts.router import ExpertWeights, Router
+from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.objective import (
+    distillation_loss,
+    multiplier_loss,
+    query_loss,
+    reset_multipliers_,
+    router_z_loss,
+    sparsity_loss,
+)
+from smat_peft.tuner.config import SMATConfig
+from smat_peft.tuner.tasks import (
+    active_adapter,
+    adapt,
+    expected_l0,
+    features,
+    find_router,
+    interpolate,
+    reset_task,
+    route,
+    sparsity,
+    task,
+)
+
+TaskWeights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One training forward: the weighted loss `terms`, what the router said, and how well the query was classified."""
+
+    terms: dict[str, Tensor]
+    routed: ExpertWeights
+    logits: Tensor
+    accuracy: Tensor
+
+
+class MetaLearner(nn.Module):
+    """A model with experts and the multipliers of its sparsity constraint.
+
+    One call is this process's share of one update. The router is thawed; modules that would make a pass random or
+    change buffers (dropout, stochastic depth, batch norm) stay in evaluation mode.
+
+    Args:
+        model: A model with SMAT layers and one active adapter.
+        arguments: Weights of the terms and rates of the inner steps.
+        process_index: Which of the update's episodes are this process's: `process_index`, `+ num_processes`, ...
+        num_processes: Number of processes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: MetaTuningArguments,
+        *,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.arguments = arguments
+        self.process_index = process_index
+        self.num_processes = num_processes
+        layer = find_router(model)
+        assert layer is not None
+        self.adapter_name = active_adapter(model)
+        layer.thaw(self.adapter_name)
+        device = next(model.parameters()).device
+        self.multipliers = nn.Parameter(torch.zeros(self.config.num_experts, device=device))
+        self.multipliers.requires_grad_(self.constrains_sparsity)
+        self.statistics: dict[str, Tensor] = {}
+        self.train()
+
+    @property
+    def config(self) -> SMATConfig:
+        """The adapter's configuration."""
+        layer = find_router(self.model)
+        assert layer is not None
+        return layer.configs[self.adapter_name]
+
+    @property
+    def router(self) -> Router | None:
+        """The adapter's router."""
+        layer = find_router(self.model)
+        assert layer is not None
+        return layer.router(self.adapter_name)
+
+    @property
+    def constrains_sparsity(self) -> bool:
+        """Whether the loss has the terms that make gates sparse."""
+        return self.config.sparsity_pattern == "learned" and self.arguments.sparsity_weight > 0
+
+    def train(self, mode: bool = True) -> MetaLearner:
+        """Training mode for gates and router; the backbone's passes stay deterministic."""
+        super().train(mode)
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm) or (
+                "DropPath" in type(module).__name__
+            ):
+                module.eval()
+        return self
+
+    def forward(self, episodes: Sequence[Episode], uniform: Tensor | None = None) -> dict[str, Tensor]:
+        """Weighted loss terms, summed over the episodes and divided by `episodes_per_step`.
+
+        Args:
+            episodes: This process's share of an update.
+            uniform: Noise of the router, `[len(episodes), M]`; by default drawn from each episode's own seed, so that
+                it does not depend on the number of processes.
+
+        Returns:
+            `query_ce`, and as far as they are switched on `query_kd`, `sparsity`, `lagrangian`, `router_z`. Figures for
+            logging are left in `statistics`.
+        """
+        results = []
+        for position, episode in enumerate(episodes):
+            noise = self._noise(episode) if uniform is None else uniform[position]
+            for process in range(self.num_processes):
+                if self.router is not None:
+                    self.router.advance_spectral_norm()
+                if process == self.process_index:
+                    results.append(self.episode(episode, noise))
+                if self.router is not None:
+                    self.router.episodes_seen += 1
+
+        terms = {name: torch.stack([result.terms[name] for result in results]).sum() for name in results[0].terms}
+        weights = torch.stack([result.routed.weights.detach() for result in results])
+        gates = sparsity(self.model, training=True)
+        if self.constrains_sparsity:  # once for all episodes: linear in their expert weights
+            target, weight, total = self.config.target_sparsity, self.arguments.sparsity_weight, weights.sum(0)
+            reset_multipliers_(self.multipliers, gates, target)
+            terms["sparsity"] = weight * sparsity_loss(expected_l0(self.model), self.multipliers, total, target)
+            terms["lagrangian"] = weight * multiplier_loss(gates, self.multipliers, total, target)
+        self.statistics = {
+            "accuracy": torch.stack([result.accuracy for result in results]).mean(),
+            "sparsity": gates.mean(),
+            "expert_weights": weights.mean(0),
+        }
+        return {name: term / self.arguments.episodes_per_step for name, term in terms.items()}
+
+    def episode(self, episode: Episode, uniform: Tensor | None) -> EpisodeResult:
+        """The training forward on one episode, without the terms that depend on the gates alone."""
+        arguments, model = self.arguments, self.model
+        teacher_weights = arguments.adapted_teacher_weight + arguments.pretrained_teacher_weight
+        distils = arguments.distillation_weight > 0 and teacher_weights > 0
+        recalls = distils and arguments.pretrained_teacher_weight > 0
+
+        with torch.no_grad(), task(model, {}):  # support and query in one batch
+            images = torch.cat([episode.support, episode.query]) if recalls else episode.support
+            frozen = features(model, images)
+        frozen_prototypes = class_means(frozen[: len(episode.support)], episode.support_labels)
+        routed = route(model, frozen_prototypes, uniform=uniform)
+        weights = interpolate(model, routed.weights)
+
+        with task(model, weights):
+            support_features = features(model, episode.support)
+        prototypes = class_means(support_features, episode.support_labels)
+        weights, prototypes = self.inner_step(weights, prototypes, support_features, episode.support_labels)
+
+        with task(model, weights):
+            query_features = features(model, episode.query)
+        logits = cosine_logits(query_features, prototypes, arguments.logit_scale)
+        loss = query_loss(logits, episode.query_labels)
+
+        terms = {"query_ce": (1 - arguments.distillation_weight) * loss}
+        if distils:
+            teachers = []
+            if arguments.adapted_teacher_weight > 0:
+                adapted = self.adapted_teacher(loss, weights, prototypes, episode.query)
+                teachers.append((arguments.adapted_teacher_weight, adapted))
+            if recalls:
+                pretrained = cosine_logits(frozen[len(episode.support) :], frozen_prototypes, arguments.logit_scale)
+                teachers.append((arguments.pretrained_teacher_weight, pretrained))
+            divergences = [
+                weight * distillation_loss(logits, teacher, arguments.distillation_temperature)
+                for weight, teacher in teachers
+            ]
+            terms["query_kd"] = arguments.distillation_weight * torch.stack(divergences).sum()
+        if arguments.router_z_weight > 0 and self.router is not None:
+            terms["router_z"] = arguments.router_z_weight * router_z_loss(routed.logits)
+        accuracy = (logits.detach().argmax(-1) == episode.query_labels).float().mean()
+        return EpisodeResult(terms, routed, logits, accuracy)
+
+    def inner_step(
+        self, weights: TaskWeights, prototypes: Tensor, support_features: Tensor, labels: Tensor
+    ) -> tuple[TaskWeights, Tensor]:
+        """One first-order step on the support (METHOD 7.2).
+
+        The gradient is a constant; the prototypes move by it in value while gradients still pass through them.
+        """
+        rate = self.arguments.inner_lr
+        if rate == 0:
+            return weights, prototypes
+        fixed = prototypes.detach().requires_grad_()
+        loss = query_loss(cosine_logits(support_features, fixed, self.arguments.logit_scale), labels)
+        gradients = _gradients(loss, [*weights.values(), fixed])
+        stepped = {
+            name: weight - rate * gradient for (name, weight), gradient in zip(weights.items(), gradients, strict=False)
+        }
+        return stepped, prototypes - rate * gradients[-1]
+
+    def adapted_teacher(self, loss: Tensor, weights: TaskWeights, prototypes: Tensor, query: Tensor) -> Tensor:
+        """Logits after one more step, on the labelled query (METHOD 7.4); the student's own loss gives its gradient."""
+        rate = self.arguments.adapted_teacher_lr
+        gradients = _gradients(loss, [*weights.values(), prototypes])
+        with torch.no_grad():
+            stepped = {
+                name: weight - rate * gradient
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=False)
+            }
+            with task(self.model, stepped):
+                moved = prototypes - rate * gradients[-1]
+                return cosine_logits(features(self.model, query), moved, self.arguments.logit_scale)
+
+    @torch.no_grad()
+    def validate(self, episode: Episode) -> float:
+        """Query accuracy of the evaluation forward on one episode (METHOD 6)."""
+        was_training = self.training
+        self.eval()
+        adapt(self.model, episode.support, episode.support_labels)
+        try:
+            prototypes = class_means(features(self.model, episode.support), episode.support_labels)
+            predicted = cosine_logits(features(self.model, episode.query), prototypes).argmax(-1)
+        finally:
+            reset_task(self.model)
+            self.train(was_training)
+        return float((predicted == episode.query_labels).float().mean())
+
+    def _noise(self, episode: Episode) -> Tensor:
+        draws = np.random.default_rng((self.arguments.seed, episode.index))
+        return torch.from_numpy(draws.random(self.config.num_experts, dtype=np.float32)).to(episode.support.device)
+
+
+def _gradients(loss: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of a loss whose graph is still needed; zero where the loss does not depend on a tensor."""
+    return torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)

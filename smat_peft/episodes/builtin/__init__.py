@@ -1,0 +1,58 @@
+"""The built-in suite: domains of several kinds that need no network.
+
+Like the benchmarks of the field it has domains to meta-tune on and domains that meta-tuning never sees. No class of one
+domain looks like a class of another, nor like one that the demo's backbone was pre-trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from smat_peft.episodes.builtin.digits import digit_domain
+from smat_peft.episodes.builtin.glyphs import glyph_domain
+from smat_peft.episodes.builtin.shapes import flag_domain, shape_domain
+from smat_peft.episodes.builtin.textures import texture_domain
+from smat_peft.episodes.domain import Domain
+from smat_peft.errors import DataError
+
+ROLES: dict[str, tuple[str, ...]] = {
+    "id": ("greek", "cyrillic", "armenian", "georgian", "canadian", "masonry"),
+    "dev_ood": ("hebrew", "arrows", "emblems", "minerals"),
+    "test_ood": ("arabic", "lao", "digits", "flags", "fabrics"),
+}
+
+PRETRAINING: tuple[str, ...] = ("latin", "symbols", "ancient", "shapes", "banners", "patterns")
+
+_KINDS: tuple[tuple[Callable[[str], Domain], tuple[str, ...]], ...] = (
+    (
+        glyph_domain,
+        ("greek", "cyrillic", "armenian", "georgian", "canadian", "hebrew", "arrows", "arabic", "lao")
+        + ("latin", "symbols", "ancient"),
+    ),
+    (digit_domain, ("digits",)),
+    (shape_domain, ("shapes", "emblems")),
+    (flag_domain, ("banners", "flags")),
+    (texture_domain, ("patterns", "masonry", "minerals", "fabrics")),
+)
+_MAKERS = {name: make for make, names in _KINDS for name in names}
+
+
+def builtin_names() -> list[str]:
+    """Names of the domains to meta-tune on and to evaluate on, role by role."""
+    return [name for names in ROLES.values() for name in names]
+
+
+def load_builtin(name: str) -> Domain:
+    """The built-in domain called `name`; its images are 32 x 32, RGB, and drawn when they are first indexed.
+
+    Raises:
+        DataError: There is no such domain.
+    """
+    if name not in builtin_names():
+        raise DataError(f"there is no built-in domain {name!r}; there are {', '.join(builtin_names())}")
+    return _MAKERS[name](name)
+
+
+def load_pretraining() -> list[Domain]:
+    """The domains that `examples/pretrain_backbone.py` trains the demo's backbone on, all of their classes."""
+    return [_MAKERS[name](name) for name in PRETRAINING]

@@ -67,8 +67,9 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as file:
             image = ImageOps.exif_transpose(file)
-            # Straight to RGB, Pillow warns that a palette's transparency is lost.
-            return image.convert("RGBA" if image.mode == "P" else "RGB").convert("RGB")
+            if image.mode == "P":
+                image = image.convert("RGBA")  # straight to RGB, Pillow warns that a palette's transparency is lost
+            return image.convert("RGB")
     except Exception as error:  # what Pillow raises depends on where a damaged file breaks off
         raise DataError(
             f"{path} cannot be read as an image ({type(error).__name__}: {error}); "

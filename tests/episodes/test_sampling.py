@@ -1,0 +1,252 @@
+import itertools
+import json
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from smat_peft.episodes.domain import Domain, Split
+from smat_peft.episodes.episode import Episode
+from smat_peft.episodes.images import ImageTransform
+from smat_peft.episodes.sampling import EpisodeSampler, can_serve, draw_classes, draw_shots
+from smat_peft.errors import ConfigurationError, DataError
+
+AUTHORS = json.loads((Path(__file__).parents[1] / "golden/authors/sampler.json").read_text())["episodes"]
+BYTES = ImageTransform(size=(4, 4), rescale=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class NumberedImages(Sequence[Image.Image]):
+    """Images whose three bytes name them: domain, class, number. Remembers which were asked for."""
+
+    def __init__(self, domain: int, class_number: int, count: int) -> None:
+        self.domain, self.class_number, self.count = domain, class_number, count
+        self.asked_for: set[int] = set()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: Any) -> Image.Image:
+        self.asked_for.add(number)
+        return Image.new("RGB", (4, 4), (self.domain, self.class_number, number))
+
+
+def make_domain(number: int = 0, classes: int = 40, images: int = 20, **settings: Any) -> Domain:
+    return Domain(f"domain{number}", {f"{c}": NumberedImages(number, c, images) for c in range(classes)}, **settings)
+
+
+def make_sampler(split: Split = "train", **settings: Any) -> EpisodeSampler:
+    settings = {"domains": [make_domain(0), make_domain(1), make_domain(2)], "transform": BYTES, **settings}
+    return EpisodeSampler(split=split, **settings)
+
+
+def same(one: Episode, other: Episode) -> bool:
+    tensors = ("support", "support_labels", "query", "query_labels")
+    return (one.domain, one.index) == (other.domain, other.index) and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in tensors
+    )
+
+
+@pytest.mark.parametrize("expected", AUTHORS, ids=lambda episode: f"{episode['name']}-{episode['seed']}")
+def test_the_draws_are_the_authors_draws(expected: dict[str, Any]) -> None:
+    random = np.random.RandomState(expected["seed"])
+    sizes = np.array(expected["images_per_class"])
+    classes = draw_classes(random, len(sizes))
+    shots, queries = draw_shots(random, sizes[classes])
+    assert classes.tolist() == expected["class_ids"]
+    assert shots.tolist() == expected["num_support"]
+    assert queries == expected["num_query"]
+
+
+@given(
+    sizes=st.lists(st.integers(2, 2000), min_size=5, max_size=50),
+    queries=st.integers(1, 30),
+    max_support=st.integers(50, 600),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_class_gets_support_and_query_and_no_more_than_it_has(
+    sizes: list[int], queries: int, max_support: int, seed: int
+) -> None:
+    class_sizes = np.array(sizes)
+    shots, query = draw_shots(np.random.RandomState(seed), class_sizes, queries=queries, max_support=max_support)
+    assert shots.min() >= 1
+    assert 1 <= query <= queries
+    assert (shots + query <= class_sizes).all()
+    assert shots.sum() <= max_support
+
+
+@given(sizes=st.lists(st.integers(6, 40), min_size=2, max_size=20), shots=st.integers(1, 5))
+def test_fixed_shots_are_the_same_for_all_classes(sizes: list[int], shots: int) -> None:
+    support, query = draw_shots(np.random.RandomState(0), np.array(sizes), shots=shots)
+    assert support.tolist() == [shots] * len(sizes)
+    assert query == min(10, min(sizes) - shots)
+
+
+def test_fixed_ways_and_shots_make_episodes_of_that_shape() -> None:
+    episode = make_sampler(ways=7, shots=3, queries=4)[11]
+    assert episode.support_labels.tolist() == [label for label in range(7) for _ in range(3)]
+    assert episode.query_labels.tolist() == [label for label in range(7) for _ in range(4)]
+
+
+def test_an_episode_holds_the_images_that_its_description_names() -> None:
+    sampler = make_sampler(augment=False)
+    for index in range(20):
+        episode, description = sampler[index], sampler.describe(index)
+        assert (episode.domain, episode.index) == (description.domain, index)
+        for pixels, labels, numbers in (
+            (episode.support, episode.support_labels, description.support),
+            (episode.query, episode.query_labels, description.query),
+        ):
+            named = [
+                (int(description.domain.removeprefix("domain")), int(description.classes[label]), number, label)
+                for label, of_class in enumerate(numbers)
+                for number in of_class
+            ]
+            shown = [(*map(int, image[:, 0, 0]), int(label)) for image, label in zip(pixels, labels, strict=True)]
+            assert shown == named
+
+
+def test_no_image_is_in_support_and_query_and_none_is_there_twice() -> None:
+    for index in range(50):
+        description = make_sampler().describe(index)
+        assert len(set(description.classes)) == len(description.classes)
+        for support, query in zip(description.support, description.query, strict=True):
+            assert len({*support, *query}) == len(support) + len(query)
+
+
+def test_an_episode_depends_on_seed_split_and_index_and_on_nothing_else() -> None:
+    forwards, backwards = make_sampler(seed=3), make_sampler(seed=3)
+    first = [forwards[index] for index in range(6)]
+    second = [backwards[index] for index in reversed(range(6))][::-1]
+    assert all(map(same, first, second))
+    descriptions = [
+        make_sampler(seed=3).describe(0),
+        make_sampler(seed=3).describe(1),
+        make_sampler(seed=4).describe(0),
+        make_sampler(seed=3, split="all").describe(0),
+    ]
+    assert len({(description.classes, description.support) for description in descriptions}) == 4
+
+
+def test_augmentation_changes_pixels_and_not_the_choice_of_images() -> None:
+    assert make_sampler(augment=True).describe(5) == make_sampler(augment=False).describe(5)
+    assert not torch.equal(make_sampler(augment=True)[5].support, make_sampler(augment=False)[5].support)
+
+
+def test_only_training_images_are_augmented_unless_asked_and_as_the_domain_allows() -> None:
+    assert [make_sampler(split).augment for split in ("train", "validation", "test", "all")] == [True] + [False] * 3
+    unchanging = make_sampler(domains=[make_domain(augment=frozenset())])
+    assert same(unchanging[5], make_sampler(domains=[make_domain()], augment=False)[5])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than there are cores
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")  # a fresh process takes seconds
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_number_of_workers_changes_no_episode(workers: int) -> None:
+    sampler = make_sampler(ways=5, shots=2, queries=2)
+    loader = DataLoader(
+        sampler,  # type: ignore[arg-type]
+        sampler=range(9),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
+    assert all(same(loaded, sampler[index]) for index, loaded in enumerate(loader))
+
+
+def test_a_pickled_sampler_gives_the_same_episodes() -> None:
+    sampler = make_sampler()
+    assert same(pickle.loads(pickle.dumps(sampler))[7], sampler[7])
+
+
+def test_images_that_an_episode_does_not_use_are_not_read() -> None:
+    domain = make_domain(classes=30, images=50)
+    sampler = make_sampler("all", domains=[domain], ways=5, shots=2, queries=3)
+    description = sampler.describe(0)
+    assert not any(images.asked_for for images in domain.class_images.values())  # type: ignore[attr-defined]
+    sampler[0]
+    for name, images in domain.class_images.items():
+        expected: set[int] = set()
+        if name in description.classes:
+            label = description.classes.index(name)
+            expected = {*description.support[label], *description.query[label]}
+        assert images.asked_for == expected  # type: ignore[attr-defined]
+
+
+def test_splits_share_no_class_and_all_uses_every_class() -> None:
+    domain = make_domain(classes=60)
+    seen: dict[str, set[str]] = {}
+    for split in ("train", "validation", "test", "all"):
+        sampler = make_sampler(split, domains=[domain])
+        seen[split] = {name for index in range(100) for name in sampler.describe(index).classes}
+        assert seen[split] == set(domain.classes(split))
+    for one, other in itertools.combinations(("train", "validation", "test"), 2):
+        assert not seen[one] & seen[other]
+
+
+def test_every_domain_is_drawn_equally_often_whatever_its_size() -> None:
+    sampler = make_sampler("all", domains=[make_domain(0, classes=5), make_domain(1, classes=50)])
+    drawn = Counter(sampler.describe(index).domain for index in range(600))
+    assert abs(drawn["domain0"] - 300) < 4 * (600 / 4) ** 0.5
+
+
+def test_a_domain_with_fewer_than_five_classes_in_the_split_is_left_out() -> None:
+    small, large = make_domain(0, classes=6), make_domain(1, classes=40)
+    assert [can_serve(small, split) for split in ("train", "validation", "test", "all")] == [False, False, False, True]
+    assert make_sampler(domains=[small, large]).domains == [large]
+    assert make_sampler("all", domains=[small, large]).domains == [small, large]
+    assert can_serve(small, "train", ways=3)
+
+
+def test_no_usable_domain_is_one_error_that_counts_the_classes() -> None:
+    with pytest.raises(DataError, match=r"5 classes in split 'test'.*domain0 2"):
+        make_sampler("test", domains=[make_domain(0, classes=12)])
+    with pytest.raises(DataError, match="no domain at all"):
+        make_sampler(domains=[])
+
+
+def test_more_ways_than_classes_names_the_domain() -> None:
+    with pytest.raises(DataError, match=r"'domain1' has 8 classes .* 9 ways"):
+        make_sampler("all", domains=[make_domain(0), make_domain(1, classes=8)], ways=9)
+
+
+def test_a_class_with_too_few_images_is_named() -> None:
+    domain = Domain("birds", {name: NumberedImages(0, 0, 6 if name != "wren" else 3) for name in [*"abcde", "wren"]})
+    make_sampler("all", domains=[domain], shots=2)
+    with pytest.raises(DataError, match=r"'birds': class 'wren' has 3 images.* 3 in the support"):
+        make_sampler("all", domains=[domain], shots=3)
+    with pytest.raises(DataError, match=r"'domain0': class '0' has 1 images"):
+        make_sampler("all", domains=[make_domain(images=1)])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"split": "tset"},
+        {"ways": 1},
+        {"shots": 0},
+        {"queries": 0},
+        {"seed": -1},
+        {"max_ways": 4},
+        {"max_support": 49},
+        {"ways": 60, "max_support": 59},
+    ],
+    ids=str,
+)
+def test_an_argument_out_of_range_is_named(settings: dict[str, Any]) -> None:
+    name = "max_support" if "max_support" in settings else next(iter(settings))
+    with pytest.raises(ConfigurationError, match=name):
+        make_sampler(**settings)
+
+
+def test_episodes_are_numbered_from_zero() -> None:
+    with pytest.raises(IndexError, match="-1"):
+        make_sampler()[-1]

@@ -1,0 +1,88 @@
+"""What users hand to the classifier: images in several forms, and labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from smat_peft.episodes.folders import read_image
+from smat_peft.episodes.images import ImageTransform
+from smat_peft.errors import DataError
+
+
+def pixel_batches(images: Any, transform: ImageTransform | None, batch_size: int) -> Iterator[Float[Tensor, "N 3 H W"]]:
+    """Pixels of images, so many at a time, each image read when its batch is due.
+
+    Args:
+        images: A sequence of PIL images and paths, or pixels `[N, 3, H, W]` that are passed on as they are.
+        transform: Makes pixels of images; only a pixel tensor does without.
+        batch_size: Images a batch.
+
+    Raises:
+        DataError: The images have another form, there are none, or a file cannot be read.
+    """
+    check_images(images, transform)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        if isinstance(batch, Tensor):
+            yield batch
+        else:
+            assert transform is not None
+            yield torch.stack([transform.evaluation(_open(image, start + n)) for n, image in enumerate(batch)])
+
+
+def check_images(images: Any, transform: ImageTransform | None) -> None:
+    """Raise a DataError unless these are images that [`pixel_batches`] can make pixels of."""
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise DataError(
+                f"pixels must be a floating-point tensor [N, 3, H, W], got {images.dtype} {list(images.shape)}"
+            )
+    elif isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Sequence):
+        raise DataError(
+            "images must be a list of PIL images or paths, or a pixel tensor [N, 3, H, W], "
+            f"not a {type(images).__name__}"
+        )
+    elif transform is None:
+        raise DataError("without an image_processor only a pixel tensor [N, 3, H, W] can be taken; give the model's")
+    if len(images) == 0:
+        raise DataError("there are no images")
+
+
+def encode_labels(labels: Any) -> tuple[NDArray[Any], Int[Tensor, " N"]]:
+    """Class names in sorted order, and the number of each label's class among them.
+
+    Raises:
+        DataError: Labels are missing, neither all strings nor all numbers, or of fewer than two classes.
+    """
+    given = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    for position, label in enumerate(given):
+        if label is None or label != label:  # NaN, the missing value of pandas, differs from itself
+            raise DataError(f"label {position} is missing ({label}); give every image a class, or leave the image out")
+        if not isinstance(label, (str, Real)):
+            raise DataError(f"label {position} is a {type(label).__name__}; labels must be strings or numbers")
+    if len({isinstance(label, str) for label in given}) > 1:
+        raise DataError("labels are strings and numbers mixed; make all of them strings or all of them numbers")
+    classes, codes = np.unique(np.array(given), return_inverse=True)
+    if len(classes) < 2:
+        found = f"only the class {classes[0].item()!r}" if len(classes) else "no labels"
+        raise DataError(f"the support holds {found}: there is nothing to tell apart; give at least two classes")
+    return classes, torch.from_numpy(codes)
+
+
+def _open(image: Any, position: int) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(Path(image))
+    raise DataError(f"image {position} is a {type(image).__name__}; images must be PIL images or paths")

@@ -1,0 +1,70 @@
+"""A backbone from the Hub or a folder, with an adapter or without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModel
+from transformers.utils import logging
+
+from smat_peft.errors import CheckpointError
+from smat_peft.tuner.targets import heads_of
+
+
+def load_backbone(name_or_path: str | Path) -> nn.Module:
+    """A pre-trained vision backbone without its head, in evaluation mode.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or some of its weights are not in the checkpoint (those of a head or of
+            an unused pooler excepted), so that they would be random.
+    """
+    with _one_line_errors(f"backbone {str(name_or_path)!r}"), _quiet_loading():
+        model, report = AutoModel.from_pretrained(str(name_or_path), output_loading_info=True)
+    unused = tuple(f"{path}." for path in heads_of(model, "auto"))
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
+    if missing:
+        raise CheckpointError(
+            f"backbone {str(name_or_path)!r} has no weights for {len(missing)} parameters of {type(model).__name__}, "
+            f"{missing[0]} the first of them; give the checkpoint of a pre-trained vision model"
+        )
+    return model.eval()
+
+
+def load_model(backbone: str | Path, adapter: str | Path | None = None) -> nn.Module:
+    """A pre-trained backbone with a PEFT adapter on it, if one is named, in evaluation mode.
+
+    Raises:
+        CheckpointError: One of them cannot be loaded, or they do not fit each other.
+    """
+    model = load_backbone(backbone)
+    if adapter is None:
+        return model
+    with _one_line_errors(f"adapter {str(adapter)!r} on backbone {str(backbone)!r}"), _quiet_loading():
+        return PeftModel.from_pretrained(model, str(adapter)).eval()
+
+
+@contextmanager
+def _one_line_errors(what: str) -> Iterator[None]:
+    """The loader's own error, which may run over many lines, as one line that says what was being loaded."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"cannot load {what}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No bar and no report of weights that a head would need: what is missing is checked here."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

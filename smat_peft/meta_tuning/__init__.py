@@ -1,0 +1,1 @@
+"""Learning the experts: the losses of one update, and the run over many."""

@@ -1,5 +1,6 @@
 """Training equals the golden numbers of METHOD 7 and 8, through MetaLearner and MetaTrainer's own update."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
+from smat_peft.meta_tuning.trainer import MetaTrainer
 from tests.golden_state import (
     RUN,
     SETTINGS,
@@ -134,3 +136,26 @@ def test_episodes_in_one_forward_weigh_as_much_as_one_by_one() -> None:
     first, second = apart([episode(0)], uniform(0)[None]), apart([episode(1)], uniform(1)[None])
     for name, term in terms.items():
         assert term.item() == pytest.approx((first[name] + second[name]).item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_state_after_each_update_is_the_golden_one(updates: int, tmp_path: Path) -> None:
+    arguments = golden_arguments(episodes_per_step=4, output_dir=str(tmp_path))
+    trainer = MetaTrainer(golden_model("first"), arguments, train=[])
+    with torch.no_grad():
+        trainer.learner.multipliers.copy_(torch.tensor(SETTINGS["multiplier0"]))
+    for update in range(updates):
+        indices = range(4 * update, 4 * update + 4)
+        trainer.update([episode(i) for i in indices], torch.stack([uniform(i) for i in indices]))
+        trainer.step += 1
+
+    golden = numbers(f"update{updates}")
+    for kind, parameters in adapter_parameters(trainer.learner.model).items():
+        assert parameters.keys() == section(golden, kind).keys()
+        for name, tensor in section(golden, kind).items():
+            assert distance(parameters[name], tensor) < 1e-5, f"{kind}/{name}"
+    assert distance(trainer.learner.multipliers, golden["multipliers"]) < 1e-5
+    momentum = section(golden, "momentum")
+    for name, parameter in adapter_parameters(trainer.learner.model)["delta"].items():
+        if momentum and not name.endswith("k_proj.bias"):
+            assert distance(trainer.optimisers[0].state[parameter]["momentum_buffer"], momentum[name]) < 2e-5, name

@@ -1,0 +1,99 @@
+"""What one update does with the gradients (METHOD 8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from smat_peft.experts.gates import clamp_gates_
+from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.learner import MetaLearner
+from smat_peft.tuner.tasks import smat_layers
+
+
+class ParameterGroups:
+    """The parameters that meta-tuning learns, by what is done with them; each maps a name to a parameter."""
+
+    def __init__(self, learner: MetaLearner) -> None:
+        names = {id(parameter): name for name, parameter in learner.named_parameters()}
+        adapter = learner.adapter_name
+
+        def trained(parameters: Any) -> dict[str, nn.Parameter]:
+            return {names[id(p)]: p for p in parameters if p.requires_grad}
+
+        layers = [layer for layer in smat_layers(learner.model) if adapter in layer.smat_delta]
+        self.delta = trained(p for layer in layers for p in layer.smat_delta[adapter].values())
+        self.gates = trained(p for layer in layers for p in layer.smat_gates[adapter].values())
+        self.multipliers = trained([learner.multipliers])
+        self.router = trained(learner.router.parameters()) if learner.router is not None else {}
+
+    def all(self) -> dict[str, nn.Parameter]:
+        """Every learned parameter by its name."""
+        return self.delta | self.gates | self.multipliers | self.router
+
+
+def create_optimisers(groups: ParameterGroups, arguments: MetaTuningArguments) -> list[Optimizer]:
+    """SGD for delta, gates and multipliers, and AdamW for the router where there is one."""
+    delta = {
+        "params": list(groups.delta.values()),
+        "lr": arguments.delta_lr,
+        "momentum": arguments.delta_momentum,
+        "weight_decay": arguments.delta_weight_decay,
+    }
+    gates = {"params": list(groups.gates.values()), "lr": arguments.gate_lr}
+    multipliers = {"params": list(groups.multipliers.values()), "lr": arguments.multiplier_lr}
+    optimisers: list[Optimizer] = [SGD([group for group in (delta, gates, multipliers) if group["params"]])]
+    if groups.router:
+        decay = arguments.router_weight_decay
+        optimisers.append(AdamW(list(groups.router.values()), lr=arguments.router_lr, weight_decay=decay))
+    return optimisers
+
+
+def clip_gradients(groups: ParameterGroups, arguments: MetaTuningArguments) -> Tensor:
+    """Clip the gates' and the router's gradients, each by their norm together; returns the norm of all gradients."""
+    norms = [
+        nn.utils.clip_grad_norm_(groups.gates.values(), arguments.max_gate_grad_norm),
+        nn.utils.clip_grad_norm_(groups.router.values(), arguments.max_router_grad_norm),
+        nn.utils.get_total_norm(p.grad for p in groups.delta.values() if p.grad is not None),
+    ]
+    device = next(iter(groups.delta.values())).device
+    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+
+
+def clamp_gates(groups: ParameterGroups) -> None:
+    """Keep all gates within their limits; done once, after each update."""
+    for gates in groups.gates.values():
+        clamp_gates_(gates)
+
+
+def optimiser_tensors(groups: ParameterGroups, optimisers: list[Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state by `<parameter's name>/<state's name>`, for a checkpoint."""
+    names = {id(parameter): name for name, parameter in groups.all().items()}
+    return {
+        f"{names[id(parameter)]}/{key}": value
+        for optimiser in optimisers
+        for parameter, state in optimiser.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimiser_tensors(groups: ParameterGroups, optimisers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Give the optimisers the state that [`optimiser_tensors`] returned."""
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter_name, _, key = name.rpartition("/")
+        by_parameter.setdefault(parameter_name, {})[key] = tensor
+    learned = groups.all()
+    for optimiser in optimisers:
+        own = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+        for name, state in by_parameter.items():
+            parameter = learned[name]
+            if id(parameter) in own:
+                # AdamW counts its steps on the CPU, whatever the device
+                optimiser.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                }

@@ -1,0 +1,372 @@
+"""MetaTrainer: learns the experts over many episodes, on Accelerate, in the manner of transformers' Trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from smat_peft.episodes.episode import Episode
+from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
+from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.checkpoints import (
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from smat_peft.meta_tuning.learner import MetaLearner
+from smat_peft.meta_tuning.optimisers import (
+    ParameterGroups,
+    clamp_gates,
+    clip_gradients,
+    create_optimisers,
+    load_optimiser_tensors,
+    optimiser_tensors,
+)
+from smat_peft.meta_tuning.schedules import warmup_cosine
+
+logger = logging.getLogger(__name__)
+
+MODEL, OPTIMISER = "model/", "optimiser/"  # the two kinds of tensors in a checkpoint
+BEST = "best"  # folder of the best checkpoint so far
+# Arguments that a resumed run may change without becoming another run.
+FREE_ON_RESUME = frozenset(
+    ("output_dir", "resume_from_checkpoint", "checkpointing_steps", "save_total_limit", "dataloader_num_workers")
+)
+SPARSITY_TOLERANCE = 0.05
+EVEN_TOLERANCE = 0.02  # of the largest mean expert weight from 1 / M
+
+
+class Episodes(Protocol):
+    """Training episodes by their number, such as an [`EpisodeSampler`]."""
+
+    def __getitem__(self, index: int) -> Episode: ...
+
+
+class MetaTrainer:
+    """Meta-tunes the active adapter of a model.
+
+    Args:
+        model: A model with SMAT layers.
+        arguments: How to learn.
+        train: Training episodes by number; update `s` uses episodes `s * episodes_per_step` and following.
+        validation: Fixed episodes of validation classes; the adapter that does best on them is kept.
+        accelerator: Made from the launcher's environment where not given.
+
+    Example:
+        ```py
+        >>> trainer = MetaTrainer(model, MetaTuningArguments(max_steps=100), EpisodeSampler(...), validation=[...])
+        >>> trainer.train()
+        >>> trainer.save_model()
+        ```
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: MetaTuningArguments,
+        train: Episodes,
+        validation: Sequence[Episode] = (),
+        *,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        unused = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+        self.accelerator = accelerator or Accelerator(kwargs_handlers=[unused])
+        self.arguments = arguments
+        self.train_episodes, self.validation_episodes = train, validation
+        processes = self.accelerator.num_processes
+        if arguments.episodes_per_step % processes:
+            raise ConfigurationError(
+                f"--episodes_per_step ({arguments.episodes_per_step}) must be a multiple of the {processes} processes"
+            )
+        self.learner = MetaLearner(
+            model.to(self.accelerator.device),
+            arguments,
+            process_index=self.accelerator.process_index,
+            num_processes=processes,
+        )
+        self._set_temperature_episodes()
+        self.groups = ParameterGroups(self.learner)
+        optimisers = create_optimisers(self.groups, arguments)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["initial_lr"] = group["lr"]
+        self.prepared, *self.optimisers = self.accelerator.prepare(self.learner, *optimisers)
+        self.step = 0
+        self.best_score: float | None = None
+        self.skipped = self.skipped_in_a_row = 0
+        self.log: list[dict[str, Any]] = []
+        self._window: list[dict[str, float]] = []
+
+    @property
+    def output_dir(self) -> Path:
+        """Where everything is written."""
+        return Path(self.arguments.output_dir)
+
+    # ----- the run -----
+
+    def train(self) -> list[dict[str, Any]]:
+        """Run to `max_steps` and leave the model with the adapter that validated best; returns the log.
+
+        Raises:
+            CheckpointError: Where the output directory holds another run, or a checkpoint cannot be resumed from.
+            SmatError: After `max_skipped_steps` updates in a row whose loss was not finite.
+        """
+        arguments = self.arguments
+        if arguments.resume_from_checkpoint:
+            self.resume(find_checkpoint(self.output_dir, arguments.resume_from_checkpoint))
+        else:
+            refuse_other_run(self.output_dir)
+        bar = tqdm(
+            total=arguments.max_steps,
+            initial=self.step,
+            desc="Meta-tuning",
+            unit="update",
+            disable=not self.accelerator.is_local_main_process,
+        )
+        for episodes in self._batches():
+            self.update(episodes)
+            self.step += 1
+            bar.update()
+            if self._is_due(arguments.logging_steps):
+                bar.set_postfix_str(self._log_window())
+            if self.validation_episodes and self._is_due(arguments.validation_steps):
+                self._validate()
+            if self._is_due(arguments.checkpointing_steps):
+                self.save_checkpoint()
+        bar.close()
+        self._load_best()
+        self._warn_of_failure()
+        return self.log
+
+    def update(self, episodes: Sequence[Episode], uniform: Tensor | None = None) -> None:
+        """One update from this process's share of its episodes (METHOD 8)."""
+        factor = self.learning_rate_factor(self.step)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        loss = torch.stack(list(self.prepared(episodes, uniform).values())).sum()
+        if not self._everywhere(torch.isfinite(loss)):
+            self._skip(episodes)
+            return
+        self.accelerator.backward(loss * self.accelerator.num_processes)  # processes' gradients are averaged
+        for optimiser in self.optimisers:
+            self.accelerator.unscale_gradients(optimiser)
+        norm = clip_gradients(self.groups, self.arguments)
+        if self.accelerator.scaler is None and not torch.isfinite(norm):
+            self._skip(episodes)
+            return
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        clamp_gates(self.groups)
+        self.skipped_in_a_row = 0
+        statistics = {name: self.learner.statistics[name].item() for name in ("accuracy", "sparsity")}
+        self._window.append({"loss": loss.item() * self.accelerator.num_processes} | statistics)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor of all learning rates in an update (METHOD 9)."""
+        arguments = self.arguments
+        start = step - step % arguments.lr_interval
+        end = arguments.max_steps if arguments.lr_decay_steps is None else arguments.lr_decay_steps
+        return warmup_cosine(start, arguments.learning_rate_warmup, end)
+
+    def measure_seconds(self) -> float:
+        """Seconds of one update, by trying the first; everything is left as it was."""
+        arrays = [*self.learner.buffers(), self.learner.multipliers]
+        before = [array.detach().clone() for array in arrays]
+        episodes = next(self._batches())
+        started = time.perf_counter()
+        loss = torch.stack(list(self.prepared(episodes).values())).sum()
+        self.accelerator.backward(loss)
+        elapsed = time.perf_counter() - started
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for array, value in zip(arrays, before, strict=True):
+                array.copy_(value)
+        return elapsed
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Save the adapter, as PEFT does."""
+        if self.accelerator.is_main_process:
+            self.learner.model.save_pretrained(str(output_dir or self.output_dir))  # type: ignore[operator]
+
+    # ----- checkpoints -----
+
+    def save_checkpoint(self) -> None:
+        """Write everything that has state, so that a resumed run goes on as if it had not been stopped."""
+        if self.accelerator.is_main_process:
+            raw = [optimiser.optimizer for optimiser in self.optimisers]
+            tensors = self._model_tensors()
+            tensors |= {OPTIMISER + name: t for name, t in optimiser_tensors(self.groups, raw).items()}
+            state = {
+                "arguments": dataclasses.asdict(self.arguments),
+                "step": self.step,
+                "best_score": self.best_score,
+                "skipped": [self.skipped, self.skipped_in_a_row],
+                "log": self.log,
+                "window": self._window,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            }
+            save_checkpoint(self.output_dir, self.step, tensors, state)
+            if self.arguments.save_total_limit:
+                prune_checkpoints(self.output_dir, self.arguments.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: Where it is damaged, or of a run with other arguments.
+        """
+        tensors, state = load_checkpoint(folder)
+        now = dataclasses.asdict(self.arguments)
+        differing = [
+            f"{name} was {value!r}, is {now.get(name)!r}"
+            for name, value in state["arguments"].items()
+            if name not in FREE_ON_RESUME and now.get(name) != value
+        ]
+        if differing:
+            raise CheckpointError(f"{folder} is of a run with other arguments: {'; '.join(differing)}")
+        self._load_model_tensors(tensors, folder)
+        raw = [optimiser.optimizer for optimiser in self.optimisers]
+        moments = {name.removeprefix(OPTIMISER): t for name, t in tensors.items() if name.startswith(OPTIMISER)}
+        load_optimiser_tensors(self.groups, raw, moments)
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.best_score = state["step"], state["best_score"]
+        self.skipped, self.skipped_in_a_row = state["skipped"]
+        self.log, self._window = state["log"], state["window"]
+
+    def _model_tensors(self) -> dict[str, Tensor]:
+        buffers = {} if self.learner.router is None else dict(self.learner.router.named_buffers())
+        learned = self.groups.all()
+        return {MODEL + name: t.detach() for name, t in learned.items()} | {
+            f"{MODEL}router.{name}": t for name, t in buffers.items()
+        }
+
+    @torch.no_grad()
+    def _load_model_tensors(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        for name, tensor in self._model_tensors().items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise CheckpointError(f"{folder} is of another model or adapter: {name} is missing or of another shape")
+            tensor.copy_(tensors[name])
+
+    # ----- parts of the run -----
+
+    def _batches(self) -> Iterator[list[Episode]]:
+        """This process's share of each update from the present step on."""
+        arguments, processes = self.arguments, self.accelerator.num_processes
+        numbers = range(
+            self.step * arguments.episodes_per_step + self.accelerator.process_index,
+            arguments.max_steps * arguments.episodes_per_step,
+            processes,
+        )
+        loader: DataLoader[Episode] = DataLoader(
+            self.train_episodes,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=numbers,
+            num_workers=arguments.dataloader_num_workers,
+        )
+        batch: list[Episode] = []
+        for episode in loader:
+            batch.append(episode.to(self.accelerator.device))
+            if len(batch) == arguments.episodes_per_step // processes:
+                yield batch
+                batch = []
+
+    def _is_due(self, interval: int) -> bool:
+        return interval > 0 and (self.step % interval == 0 or self.step == self.arguments.max_steps)
+
+    def _everywhere(self, flag: Tensor) -> bool:
+        return bool(self.accelerator.reduce(flag.float(), "sum") == self.accelerator.num_processes)
+
+    def _skip(self, episodes: Sequence[Episode]) -> None:
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        names = ", ".join(f"{episode.domain} {episode.index}" for episode in episodes)
+        logger.warning("update %d left out: its loss was not finite (episodes %s)", self.step, names)
+        if self.skipped_in_a_row >= self.arguments.max_skipped_steps:
+            raise SmatError(
+                f"the loss was not finite in {self.skipped_in_a_row} updates in a row, last in update {self.step} "
+                f"(episodes {names}, seed {self.arguments.seed}); lower the learning rates"
+            )
+
+    def _log_window(self) -> str:
+        if not self._window:
+            return ""
+        means = {name: sum(w[name] for w in self._window) / len(self._window) for name in self._window[0]}
+        local = torch.tensor(list(means.values()), device=self.accelerator.device)
+        reduced = self.accelerator.reduce(local, "mean").tolist()
+        record = {"step": self.step} | dict(zip(means, reduced, strict=True))
+        self._window = []
+        self.log.append(record)
+        self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=self.step)
+        return f"accuracy {record['accuracy']:.3f}, loss {record['loss']:.3f}, sparsity {record['sparsity']:.3f}"
+
+    def _validate(self) -> None:
+        own = self.validation_episodes[self.accelerator.process_index :: self.accelerator.num_processes]
+        total = sum(self.learner.validate(episode.to(self.accelerator.device)) for episode in own)
+        summed = self.accelerator.reduce(torch.tensor(total, device=self.accelerator.device), "sum")
+        score = summed.item() / len(self.validation_episodes)
+        self.log.append({"step": self.step, "validation_accuracy": score})
+        self.accelerator.log({"validation_accuracy": score}, step=self.step)
+        if self.best_score is None or score > self.best_score:
+            self.best_score = score
+            if self.accelerator.is_main_process:
+                save_checkpoint(self.output_dir / BEST, self.step, self._model_tensors(), {"score": score})
+                prune_checkpoints(self.output_dir / BEST, 1)
+            self.accelerator.wait_for_everyone()
+
+    def _load_best(self) -> None:
+        if self.best_score is not None:
+            folder = find_checkpoint(self.output_dir / BEST, "latest")
+            self._load_model_tensors(load_checkpoint(folder)[0], folder)
+
+    def _set_temperature_episodes(self) -> None:
+        episodes = self.arguments.router_temperature_episodes
+        self.learner.config.router_temperature_episodes = episodes
+        if self.learner.router is not None:
+            self.learner.router.temperature_episodes = episodes
+
+    def _warn_of_failure(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        target, statistics = self.learner.config.target_sparsity, self.learner.statistics
+        if self.learner.constrains_sparsity and statistics:
+            sparsity = statistics["sparsity"].item()
+            if abs(sparsity - target) > SPARSITY_TOLERANCE:
+                logger.warning("training ended at a sparsity of %.3f; the target was %.3f", sparsity, target)
+        if self.learner.router is not None and statistics:
+            weights = statistics["expert_weights"]
+            if (weights - 1 / len(weights)).abs().max() < EVEN_TOLERANCE:
+                logger.warning("expert weights stayed even: the router did not learn to tell tasks apart")
+        if self.skipped:
+            logger.warning("%d updates were left out: their loss was not finite", self.skipped)
+
+
+def refuse_other_run(output_dir: Path) -> None:
+    """Refuse to start a run where another one left its files.
+
+    Raises:
+        CheckpointError: Says what to do instead.
+    """
+    if checkpoints(output_dir) or (output_dir / "adapter_model.safetensors").exists():
+        raise CheckpointError(
+            f"{output_dir} holds another run; go on with --resume_from_checkpoint latest, or choose another folder"
+        )

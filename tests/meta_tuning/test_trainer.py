@@ -1,0 +1,254 @@
+"""The run over many episodes: resuming, keeping the best, and failing clearly."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+
+from smat_peft import SMATConfig
+from smat_peft.episodes.episode import Episode
+from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
+from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
+from smat_peft.meta_tuning.schedules import warmup_cosine
+from smat_peft.meta_tuning.trainer import MetaTrainer
+from smat_peft.tuner.tasks import find_router
+from tests.golden_state import adapter_parameters
+
+WAYS, SHOTS = 3, 2
+
+
+def noise_episode(index: int) -> Episode:
+    generator = torch.Generator().manual_seed(index)
+    labels = torch.arange(WAYS).repeat(SHOTS)
+    centres = torch.randn(WAYS, 3, 16, 16, generator=generator)
+    support, query = (centres[labels] + torch.randn(len(labels), 3, 16, 16, generator=generator) for _ in range(2))
+    return Episode(support, labels, query, labels, "noise", index)
+
+
+class NoiseEpisodes:
+    """Episodes by number; stops the run, as Ctrl-C would, when number `stop_at` is asked for."""
+
+    def __init__(self, stop_at: int | None = None, broken: range = range(0)) -> None:
+        self.stop_at, self.broken = stop_at, broken
+
+    def __getitem__(self, index: int) -> Episode:
+        if index == self.stop_at:
+            raise KeyboardInterrupt
+        episode = noise_episode(index)
+        if index in self.broken:
+            episode.query.fill_(float("nan"))
+        return episode
+
+
+@pytest.fixture
+def make_trainer(make_vit: Any, tmp_path: Path) -> Any:
+    def make(train: Any = None, config: dict[str, Any] | None = None, validate: bool = True, **changes: Any) -> Any:
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 6,
+            "episodes_per_step": 2,
+            "delta_lr": 0.1,
+            "gate_lr": 1e3,
+            "multiplier_lr": 0.5,
+            "router_lr": 1e-2,
+            "checkpointing_steps": 2,
+            "validation_steps": 2,
+            "logging_steps": 2,
+        }
+        torch.manual_seed(0)
+        model = get_peft_model(
+            make_vit(), SMATConfig(num_experts=2, target_sparsity=0.5) if not config else SMATConfig(**config)
+        )
+        validation = [noise_episode(1000 + i) for i in range(3)] if validate else []
+        return MetaTrainer(model, MetaTuningArguments(**settings | changes), train or NoiseEpisodes(), validation)
+
+    return make
+
+
+def adapter(trainer: MetaTrainer) -> dict[str, Tensor]:
+    kinds = adapter_parameters(trainer.learner.model)
+    return {f"{kind}/{name}": t.detach().clone() for kind, tensors in kinds.items() for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("stop_at", [5, 8, 11])
+def test_a_stopped_and_resumed_run_ends_bit_identical_to_an_undisturbed_one(
+    make_trainer: Any, tmp_path: Path, stop_at: int
+) -> None:
+    undisturbed = make_trainer(output_dir=str(tmp_path / "undisturbed"))
+    undisturbed.train()
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(NoiseEpisodes(stop_at)).train()
+    resumed = make_trainer(resume_from_checkpoint="latest")
+    resumed.train()
+
+    assert resumed.step == undisturbed.step == 6
+    assert resumed.log == undisturbed.log
+    before, after = adapter(undisturbed), adapter(resumed)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    ends = [load_checkpoint(checkpoints(t.output_dir)[-1])[0] for t in (undisturbed, resumed)]
+    assert ends[0].keys() == ends[1].keys()
+    for name, tensor in ends[0].items():  # the last state, not only the best: multipliers and moments, too
+        assert torch.equal(ends[1][name], tensor), name
+
+
+def test_training_moves_delta_gates_router_and_multipliers_and_nothing_of_the_backbone(make_trainer: Any) -> None:
+    trainer = make_trainer(validate=False)
+    before = adapter(trainer)
+    base = {n: p.clone() for n, p in trainer.learner.model.named_parameters() if ".smat_" not in n}
+    trainer.train()
+    after = adapter(trainer)
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert not still
+    assert trainer.learner.multipliers.abs().min() > 0
+    for name, parameter in trainer.learner.model.named_parameters():
+        if ".smat_" not in name:
+            assert torch.equal(parameter, base[name]), name
+
+
+def test_the_adapter_that_validated_best_is_the_one_that_is_left(make_trainer: Any, monkeypatch: Any) -> None:
+    trainer = make_trainer()
+    scores = iter([0.2, 0.9, 0.5])
+    seen = []
+
+    def validate() -> None:
+        score = next(scores)
+        trainer.learner.validate = lambda _episode: score
+        seen.append(adapter(trainer))
+        MetaTrainer._validate(trainer)
+
+    trainer._validate = validate
+    trainer.train()
+    assert trainer.best_score == pytest.approx(0.9)
+    for name, tensor in adapter(trainer).items():
+        assert torch.equal(tensor, seen[1][name]), name
+    assert not all(torch.equal(seen[1][name], seen[2][name]) for name in seen[1])
+
+
+def test_the_saved_adapter_loads_into_the_backbone_and_gives_the_same_task(make_trainer: Any, make_vit: Any) -> None:
+    trainer = make_trainer()
+    trainer.train()
+    trainer.save_model()
+    loaded = PeftModel.from_pretrained(make_vit(), trainer.output_dir).eval()
+    model, episode = trainer.learner.model.eval(), noise_episode(7)
+    for each in (model, loaded):
+        each.adapt(episode.support, episode.support_labels)
+    with torch.no_grad():
+        assert torch.equal(loaded.features(episode.query), model.features(episode.query))
+
+
+def test_an_update_whose_loss_is_not_finite_is_left_out(make_trainer: Any) -> None:
+    trainer = make_trainer(NoiseEpisodes(broken=range(4, 6)), validate=False)
+    trainer.train()
+    assert trainer.skipped == 1
+    assert all(torch.isfinite(tensor).all() for tensor in adapter(trainer).values())
+
+
+def test_several_such_updates_in_a_row_stop_the_run_and_name_the_episodes(make_trainer: Any) -> None:
+    with pytest.raises(SmatError, match=r"3 updates in a row.*noise 8, noise 9"):
+        make_trainer(NoiseEpisodes(broken=range(4, 12)), max_skipped_steps=3).train()
+
+
+def test_an_output_directory_that_holds_another_run_is_refused(make_trainer: Any) -> None:
+    make_trainer(max_steps=2).train()
+    with pytest.raises(CheckpointError, match="holds another run"):
+        make_trainer(max_steps=2).train()
+
+
+def test_resuming_with_other_arguments_is_refused_and_names_them(make_trainer: Any) -> None:
+    make_trainer().train()
+    with pytest.raises(CheckpointError, match=r"delta_lr was 0\.1, is 0\.2"):
+        make_trainer(delta_lr=0.2, resume_from_checkpoint="latest").train()
+
+
+def test_a_damaged_checkpoint_is_refused(make_trainer: Any) -> None:
+    trainer = make_trainer()
+    trainer.train()
+    path = checkpoints(trainer.output_dir)[-1] / "tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not what was written"):
+        make_trainer(resume_from_checkpoint="latest").train()
+
+
+def test_only_the_newest_checkpoints_are_kept(make_trainer: Any) -> None:
+    trainer = make_trainer(save_total_limit=1)
+    trainer.train()
+    assert [path.name for path in checkpoints(trainer.output_dir)] == ["checkpoint-6"]
+
+
+def test_trying_an_update_for_its_time_changes_nothing(make_trainer: Any) -> None:
+    trainer = make_trainer()
+    before = adapter(trainer)
+    assert trainer.measure_seconds() > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapter(trainer).items())
+    assert trainer.learner.router.episodes_seen == 0
+    assert all(parameter.grad is None for parameter in trainer.learner.parameters())
+
+
+def test_dense_meta_tuning_learns_the_delta_alone(make_trainer: Any) -> None:
+    trainer = make_trainer(config={"num_experts": 1, "sparsity_pattern": "dense"}, validate=False)
+    assert trainer.learner.router is None
+    gates = [g.clone() for g in adapter_gates(trainer)]
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(gates, adapter_gates(trainer), strict=True))
+    assert any(name.endswith("smat_delta.default.weight") for name in trainer.groups.delta)
+    assert not trainer.groups.gates
+    assert not trainer.groups.multipliers
+
+
+def adapter_gates(trainer: MetaTrainer) -> list[Tensor]:
+    return [p for name, p in trainer.learner.model.named_parameters() if "smat_gates" in name]
+
+
+def test_missing_the_target_sparsity_is_warned_of(make_trainer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        make_trainer(config={"num_experts": 2, "target_sparsity": 0.9}, gate_lr=0.0).train()
+    assert "the target was 0.900" in caplog.text
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing(make_trainer: Any) -> None:
+    trainer = make_trainer(max_steps=100, warmup_ratio=0.1)
+    factors = [trainer.learning_rate_factor(step) for step in range(101)]
+    assert [factors[step] for step in (0, 5, 10, 100)] == pytest.approx([0, 0.5, 1, 0])
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
+
+
+def test_the_temperature_falls_over_its_share_of_the_run_and_is_saved_with_the_adapter(make_trainer: Any) -> None:
+    trainer = make_trainer(max_steps=50, temperature_ratio=0.36)
+    assert trainer.learner.config.router_temperature_episodes == 36
+    router = trainer.learner.router
+    router.episodes_seen.fill_(18)
+    assert router.temperature == pytest.approx((5 + 0.5) / 2)
+    router.episodes_seen.fill_(36)
+    assert router.temperature == 0.5
+
+
+def test_the_authors_schedule_is_the_same_function_in_epochs() -> None:
+    golden = json.loads((Path(__file__).parents[1] / "golden/authors/schedule.json").read_text())
+    for epoch, factor in enumerate(golden["factor"]):
+        assert warmup_cosine(epoch, 5, 50) == pytest.approx(factor, abs=1e-12)
+
+
+def test_the_authors_temperature_is_the_default_of_the_router(make_vit: Any) -> None:
+    golden = json.loads((Path(__file__).parents[1] / "golden/authors/schedule.json").read_text())
+    router = find_router(get_peft_model(make_vit(), SMATConfig(num_experts=2))).router("default")
+    for episodes, temperature in golden["temperature"].items():
+        router.episodes_seen.fill_(int(episodes))
+        assert router.temperature == pytest.approx(temperature)
+
+
+def test_arguments_out_of_range_are_named() -> None:
+    with pytest.raises(ConfigurationError, match="--distillation_weight must be in"):
+        MetaTuningArguments(distillation_weight=1.5)

@@ -127,13 +127,15 @@ def test_an_episode_depends_on_seed_split_and_index_and_on_nothing_else() -> Non
     first = [forwards[index] for index in range(6)]
     second = [backwards[index] for index in reversed(range(6))][::-1]
     assert all(map(same, first, second))
-    descriptions = [
-        make_sampler(seed=3).describe(0),
-        make_sampler(seed=3).describe(1),
-        make_sampler(seed=4).describe(0),
-        make_sampler(seed=3, split="all").describe(0),
+    names = [f"{number}" for number in range(20)]
+    halves = make_domain(classes=20, splits={"train": names[:10], "validation": names[10:]})
+    choices = [
+        make_sampler(split, domains=[halves], seed=seed, ways=5, shots=5).describe(index).support
+        for split in ("train", "validation")
+        for seed in (3, 4)
+        for index in (0, 1)
     ]
-    assert len({(description.classes, description.support) for description in descriptions}) == 4
+    assert len(set(choices)) == len(choices)
 
 
 def test_augmentation_changes_pixels_and_not_the_choice_of_images() -> None:

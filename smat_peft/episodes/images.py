@@ -19,6 +19,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from smat_peft.assets import backbone_source
 from smat_peft.episodes.domain import Augmentation
 from smat_peft.errors import ConfigurationError
 
@@ -152,7 +153,7 @@ def load_image_transform(model_name_or_path: str | Path, image_size: int | None 
     Raises:
         ConfigurationError: There is no image processor and no `image_size`, or the processor cannot be used.
     """
-    name = str(model_name_or_path)
+    name = backbone_source(model_name_or_path)
     try:
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")  # the other one needs torchvision
     except Exception as error:  # what transformers raises depends on what is wrong with the file

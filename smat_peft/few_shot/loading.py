@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging
 
+from smat_peft.assets import backbone_source
 from smat_peft.errors import CheckpointError
 from smat_peft.tuner.targets import heads_of
 
@@ -23,7 +24,7 @@ def load_backbone(name_or_path: str | Path) -> nn.Module:
             an unused pooler excepted), so that they would be random.
     """
     with _one_line_errors(f"backbone {str(name_or_path)!r}"), _quiet_loading():
-        model, report = AutoModel.from_pretrained(str(name_or_path), output_loading_info=True)
+        model, report = AutoModel.from_pretrained(backbone_source(name_or_path), output_loading_info=True)
     unused = tuple(f"{path}." for path in heads_of(model, "auto"))
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
     if missing:
@@ -31,6 +32,7 @@ def load_backbone(name_or_path: str | Path) -> nn.Module:
             f"backbone {str(name_or_path)!r} has no weights for {len(missing)} parameters of {type(model).__name__}, "
             f"{missing[0]} the first of them; give the checkpoint of a pre-trained vision model"
         )
+    model.name_or_path = str(name_or_path)  # what an adapter's configuration will say
     return model.eval()
 
 

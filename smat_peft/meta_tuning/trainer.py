@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from smat_peft.episodes.episode import Episode
+from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import (
@@ -78,12 +79,11 @@ class MetaTrainer:
         model: nn.Module,
         arguments: MetaTuningArguments,
         train: Episodes,
-        validation: Sequence[Episode] = (),
+        validation: Sequence[Episode] | FixedEpisodes = (),
         *,
         accelerator: Accelerator | None = None,
     ) -> None:
-        unused = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
-        self.accelerator = accelerator or Accelerator(kwargs_handlers=[unused])
+        self.accelerator = accelerator or create_accelerator()
         self.arguments = arguments
         self.train_episodes, self.validation_episodes = train, validation
         processes = self.accelerator.num_processes
@@ -320,10 +320,10 @@ class MetaTrainer:
         return f"accuracy {record['accuracy']:.3f}, loss {record['loss']:.3f}, sparsity {record['sparsity']:.3f}"
 
     def _validate(self) -> None:
-        own = self.validation_episodes[self.accelerator.process_index :: self.accelerator.num_processes]
-        total = sum(self.learner.validate(episode.to(self.accelerator.device)) for episode in own)
-        summed = self.accelerator.reduce(torch.tensor(total, device=self.accelerator.device), "sum")
-        score = summed.item() / len(self.validation_episodes)
+        device, episodes = self.accelerator.device, self.validation_episodes
+        own = range(self.accelerator.process_index, len(episodes), self.accelerator.num_processes)
+        total = sum(self.learner.validate(episodes[index].to(device)) for index in own)
+        score = self.accelerator.reduce(torch.tensor(total, device=device), "sum").item() / len(episodes)
         self.log.append({"step": self.step, "validation_accuracy": score})
         self.accelerator.log({"validation_accuracy": score}, step=self.step)
         if self.best_score is None or score > self.best_score:
@@ -358,6 +358,16 @@ class MetaTrainer:
                 logger.warning("expert weights stayed even: the router did not learn to tell tasks apart")
         if self.skipped:
             logger.warning("%d updates were left out: their loss was not finite", self.skipped)
+
+
+def create_accelerator(**settings: Any) -> Accelerator:
+    """An Accelerator whose gradient averaging suits MetaLearner; `settings` are Accelerator's own.
+
+    The learner keeps its buffers equal on all processes itself, and a gate pattern or a parameter that the feature does
+    not depend on has no gradient.
+    """
+    averaging = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    return Accelerator(kwargs_handlers=[averaging], **settings)
 
 
 def refuse_other_run(output_dir: Path) -> None:

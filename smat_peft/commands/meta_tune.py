@@ -1,0 +1,313 @@
+"""Meta-tune an adapter over many few-shot tasks, evaluate it, and leave it in a folder.
+
+Without arguments this is the demo: the packaged backbone and the built-in images, in a few minutes on two CPU cores:
+
+    accelerate launch examples/meta_tune.py
+
+Any vision model of the Hub on folders of one's own images (each a domain with a folder for each class):
+
+    accelerate launch examples/meta_tune.py --model_name_or_path facebook/dinov2-small \\
+        --train_domains "folder:data/train/*" --ood_domains "folder:data/other/*" --output_dir outputs/mine
+
+A YAML file of arguments may come first; arguments on the command line go before its own:
+
+    accelerate launch examples/meta_tune.py recipes/demo.yaml --seed 1 --output_dir outputs/seed-1
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import set_seed
+from peft import PeftModel, get_peft_model
+from transformers import HfArgumentParser
+
+from smat_peft.assets import DEMO_RECIPE
+from smat_peft.commands.console import HelpFormatter, run_command
+from smat_peft.commands.plan import format_plan
+from smat_peft.episodes.domain import Domain
+from smat_peft.episodes.domains import load_domains
+from smat_peft.episodes.fixed import FixedEpisodes
+from smat_peft.episodes.images import ImageTransform, load_image_transform
+from smat_peft.episodes.sampling import EpisodeSampler, can_serve
+from smat_peft.errors import ConfigurationError, DataError
+from smat_peft.evaluation.plots import plot_curves
+from smat_peft.evaluation.predictors import SMAT, default_predictors, mean_expert_weights
+from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
+from smat_peft.evaluation.records import Evaluation, Role
+from smat_peft.evaluation.report import format_report, report_as_dict
+from smat_peft.few_shot.loading import load_backbone
+from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.trainer import MetaTrainer, create_accelerator, refuse_other_run
+from smat_peft.sharing.model_card import write_model_card
+from smat_peft.tuner.config import SMATConfig
+from smat_peft.tuner.tasks import sparsity
+
+METHODS = ("smat", "dense")
+
+
+@dataclass
+class ModelArguments:
+    """The backbone and what is learned on it."""
+
+    model_name_or_path: str = field(
+        default="demo-vit", metadata={"help": "A vision model of the Hub, a folder, or demo-vit, the packaged one."}
+    )
+    method: str = field(
+        default="smat",
+        metadata={"help": "smat, or dense: one delta without gates or router.", "choices": list(METHODS)},
+    )
+    num_experts: int = field(default=8, metadata={"help": "Experts of smat."})
+    target_sparsity: float = field(default=0.9, metadata={"help": "Share of each expert's gates to close."})
+    gate_init_std: float = field(default=0.5, metadata={"help": "Standard deviation of the first gate logits."})
+    gate_eval: str = field(
+        default="reference", metadata={"help": "Gates of evaluation: the reference's, or those of train(ing)."}
+    )
+    router_pooling: str = field(default="mean", metadata={"help": "Task embedding: mean over classes, or first."})
+    feature: str = field(default="auto", metadata={"help": "auto, cls, mean, pooler, or a module's path."})
+
+
+@dataclass
+class DataArguments:
+    """Where episodes come from, and what is measured on them."""
+
+    train_domains: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Domains to meta-tune on: builtin:greek, folder:PATH, 'folder:PATH/*' (a domain a folder)."},
+    )
+    dev_ood_domains: list[str] = field(
+        default_factory=list, metadata={"help": "Domains not trained on, to look at while choosing settings."}
+    )
+    ood_domains: list[str] = field(default_factory=list, metadata={"help": "Domains not trained on, to report."})
+    on_bad_image: str = field(
+        default="error", metadata={"help": "What to do with an unreadable image.", "choices": ["error", "skip"]}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "Image size; the image processor's by default."})
+    ways: int | None = field(default=None, metadata={"help": "Classes of an episode; varied by default."})
+    shots: int | None = field(default=None, metadata={"help": "Support images of a class; varied by default."})
+    queries: int = field(default=10, metadata={"help": "Most query images of a class."})
+    max_ways: int = field(default=50, metadata={"help": "Most classes of a training episode, where they vary."})
+    max_support: int = field(default=500, metadata={"help": "Most support images of a training episode."})
+    validation_episodes: int = field(default=120, metadata={"help": "Validation episodes of each domain."})
+    evaluation_episodes: int = field(default=600, metadata={"help": "Test episodes of each domain; 0: none."})
+    evaluation_ways: int | None = field(default=None, metadata={"help": "Classes of a test episode."})
+    evaluation_shots: int | None = field(default=None, metadata={"help": "Support images of a class in test episodes."})
+    evaluation_seed: int = field(default=0, metadata={"help": "Seed of the test episodes."})
+
+
+@dataclass
+class LaunchArguments:
+    """How the run is done."""
+
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "The launcher's by default.", "choices": ["no", "fp16", "bf16"]}
+    )
+    report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers, such as tensorboard or wandb."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads a process; all cores by default."})
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
+
+
+Arguments = tuple[MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments]
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Arguments from the command line, a YAML file named first on it, or both; the demo's where there are none."""
+    parser = HfArgumentParser(
+        (MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments),  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=HelpFormatter,
+        prog="meta_tune",
+        usage="%(prog)s [RECIPE.yaml] [--argument value ...]",
+    )
+    words = list(argv)
+    recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else None
+    if recipe is None and not any(word.split("=")[0] == "--train_domains" for word in words):
+        recipe = DEMO_RECIPE
+    if recipe is not None:
+        parser.set_defaults(**_read_recipe(recipe, {action.dest for action in parser._actions}))
+    return parser.parse_args_into_dataclasses(words)
+
+
+def _read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigurationError(f"there is no recipe {path}; give a YAML file, or arguments that begin with --")
+    recipe = yaml.safe_load(path.read_text())
+    if not isinstance(recipe, dict):
+        raise ConfigurationError(f"{path} must hold arguments as `name: value`, one a line")
+    unknown = sorted(set(recipe) - known)
+    if unknown:
+        raise ConfigurationError(f"{path} holds arguments that do not exist: {', '.join(unknown)}")
+    return recipe
+
+
+def meta_tune(argv: Sequence[str]) -> None:
+    """Plan, train, save, evaluate, report."""
+    arguments, model_arguments, data, launch = parse(argv)
+    output_dir = Path(arguments.output_dir)
+    if not arguments.resume_from_checkpoint:
+        refuse_other_run(output_dir)
+    accelerator = create_accelerator(
+        mixed_precision=launch.mixed_precision, log_with=launch.report_to or None, project_dir=str(output_dir)
+    )
+    threads = launch.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    set_seed(arguments.seed)
+
+    entries = _load_all_domains(data)
+    transform = load_image_transform(model_arguments.model_name_or_path, data.image_size)
+    model = _create_model(model_arguments)
+    train, validation = _create_episodes(entries, data, arguments, transform)
+    trainer = MetaTrainer(model, arguments, train, validation, accelerator=accelerator)
+    plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, threads)
+    accelerator.print(plan)
+    if launch.dry_run:
+        return
+
+    if launch.report_to:
+        settings = vars(arguments) | vars(model_arguments) | vars(data)
+        accelerator.init_trackers("smat_peft", {name: str(value) for name, value in settings.items()})
+    started = time.perf_counter()
+    trainer.train()
+    trainer.save_model()
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        seconds = time.perf_counter() - started
+        plot_curves(trainer.log, output_dir / "curves.png")
+        evaluation = _evaluate(model, entries, data, model_arguments, transform, validation)
+        if evaluation is not None:
+            accelerator.print("\n" + format_report(evaluation))
+        _write_results(output_dir, model, (arguments, model_arguments, data, launch), trainer, evaluation, seconds)
+        accelerator.print(f"\nEverything is in {output_dir}")
+    accelerator.wait_for_everyone()
+
+
+def _load_all_domains(data: DataArguments) -> list[EvaluationDomain]:
+    """All domains with their roles; a training domain with too few training classes serves as an OOD domain."""
+    named: tuple[tuple[Role, list[str]], ...] = (
+        ("id", data.train_domains),
+        ("dev_ood", data.dev_ood_domains),
+        ("test_ood", data.ood_domains),
+    )
+    entries = [
+        _entry(role, domain)
+        for role, specs in named
+        for domain in load_domains(specs, on_bad_image=data.on_bad_image)  # type: ignore[arg-type]
+    ]
+    names = [entry.domain.name for entry in entries]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"domains named in more than one role: {', '.join(repeated)}; keep each in one")
+    return entries
+
+
+def _entry(role: Role, domain: Domain) -> EvaluationDomain:
+    if role != "id":
+        return EvaluationDomain(role, domain, "all")
+    if can_serve(domain, "train"):
+        return EvaluationDomain("id", domain, "test")
+    return EvaluationDomain("test_ood", domain, "all")
+
+
+def _create_model(arguments: ModelArguments) -> PeftModel:
+    backbone = load_backbone(arguments.model_name_or_path)
+    dense = arguments.method == "dense"
+    config = SMATConfig(
+        num_experts=1 if dense else arguments.num_experts,
+        target_sparsity=0.0 if dense else arguments.target_sparsity,
+        sparsity_pattern="dense" if dense else "learned",
+        gate_init_std=arguments.gate_init_std,
+        gate_eval=arguments.gate_eval,
+        router_pooling=arguments.router_pooling,
+        feature=arguments.feature,
+    )
+    return get_peft_model(backbone, config)
+
+
+def _create_episodes(
+    entries: Sequence[EvaluationDomain], data: DataArguments, arguments: MetaTuningArguments, transform: ImageTransform
+) -> tuple[EpisodeSampler, FixedEpisodes]:
+    domains = [entry.domain for entry in entries if entry.role == "id"]
+    limits = {"max_ways": data.max_ways, "max_support": data.max_support, "transform": transform}
+    train = EpisodeSampler(domains, "train", data.ways, data.shots, data.queries, arguments.seed, **limits)
+    shape = {"ways": data.evaluation_ways, "shots": data.evaluation_shots, "queries": data.queries}
+    return train, FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **limits)
+
+
+def _evaluate(
+    model: PeftModel,
+    entries: Sequence[EvaluationDomain],
+    data: DataArguments,
+    arguments: ModelArguments,
+    transform: ImageTransform,
+    validation: FixedEpisodes,
+) -> Evaluation | None:
+    measurable = [entry for entry in entries if can_serve(entry.domain, entry.split, data.evaluation_ways)]
+    if not data.evaluation_episodes or not measurable:
+        return None
+    mean = mean_expert_weights(model, validation) if arguments.method == "smat" and len(validation) else None
+    predictors = default_predictors(model, mean_experts=mean)
+    if arguments.method == "dense":
+        predictors = {"backbone": predictors["backbone"], "dense": predictors[SMAT]}
+    return evaluate(
+        predictors,
+        measurable,
+        transform=transform,
+        episodes=data.evaluation_episodes,
+        ways=data.evaluation_ways,
+        shots=data.evaluation_shots,
+        queries=data.queries,
+        seed=data.evaluation_seed,
+    )
+
+
+def _write_results(
+    output_dir: Path,
+    model: PeftModel,
+    arguments: Arguments,
+    trainer: MetaTrainer,
+    evaluation: Evaluation | None,
+    seconds: float,
+) -> None:
+    settings: dict[str, Any] = {name: value for part in arguments for name, value in vars(part).items()}
+    report = {} if evaluation is None else report_as_dict(evaluation)
+    closed = sparsity(model, training=False).tolist()
+    results = {
+        "settings": settings,
+        "evaluation": report,
+        "sparsity": closed,
+        "validation_accuracy": trainer.best_score,
+        "skipped_updates": trainer.skipped,
+        "training_seconds": seconds,
+        "versions": {name: version(name) for name in ("smat_peft", "torch", "peft", "transformers", "accelerate")},
+        "log": trainer.log,
+    }
+    (output_dir / "metrics.json").write_text(json.dumps(results, indent=1))
+    model_arguments = arguments[1]
+    method = "dense" if model_arguments.method == "dense" else SMAT
+    write_model_card(
+        output_dir,
+        base_model=model_arguments.model_name_or_path,
+        table_markdown="Not evaluated." if evaluation is None else format_report(evaluation, "markdown"),
+        metrics={name: figures["accuracy"][method]["mean"] for name, figures in report.get("domains", {}).items()},
+        settings=settings,
+        sparsity=closed,
+        note=DEMO_NOTE if model_arguments.model_name_or_path == "demo-vit" else "",
+    )
+
+
+DEMO_NOTE = "This is the demo's adapter: it is for small pictures of letters and signs, not for photographs."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(meta_tune, sys.argv[1:] if argv is None else argv)

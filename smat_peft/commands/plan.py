@@ -1,0 +1,71 @@
+"""The plan of a run, printed before its first update: what is learned, on what, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smat_peft.episodes.images import ImageTransform
+from smat_peft.evaluation.protocol import EvaluationDomain
+from smat_peft.evaluation.records import ROLE_TITLES
+from smat_peft.evaluation.tables import render_table
+from smat_peft.meta_tuning.trainer import MetaTrainer
+from smat_peft.tuner.tasks import adapted_size
+
+BYTES = 4  # delta, gates and their gradients are 32-bit
+
+
+def format_plan(
+    trainer: MetaTrainer,
+    backbone: str,
+    transform: ImageTransform,
+    entries: Sequence[EvaluationDomain],
+    threads: int,
+) -> str:
+    """The plan as text; tries one update to say how long they take."""
+    arguments, learner, accelerator = trainer.arguments, trainer.learner, trainer.accelerator
+    experts, size = learner.config.num_experts, adapted_size(learner.model)
+    learned = sum(parameter.numel() for parameter in trainer.groups.all().values())
+    state = BYTES * (2 * learned + size)  # values and gradients, and the delta's momentum
+    seconds = trainer.measure_seconds()
+    left = (arguments.max_steps - trainer.step) * seconds
+    precision = accelerator.mixed_precision
+    lines = [
+        f"Backbone   {backbone}, feature of {learner.config.feature_dim} values, "
+        f"images {transform.size[1]} x {transform.size[0]}",
+        f"Adapter    {experts} {'expert' if experts == 1 else 'experts'} over {_count(size)} parameters: "
+        f"{_count(learned)} learned values, {_bytes(BYTES * learned)}; {_bytes(state)} with their gradients and momentum",
+        f"Run        {arguments.max_steps} updates of {arguments.episodes_per_step} episodes, seed {arguments.seed}, "
+        f"on {accelerator.num_processes} x {accelerator.device.type} with {threads} threads, precision {precision}",
+        f"Time       {seconds:.2f} s an update without loading images, {_duration(left)} for training",
+        "",
+        _domain_table(entries),
+    ]
+    return "\n".join(lines)
+
+
+def _domain_table(entries: Sequence[EvaluationDomain]) -> str:
+    rows = []
+    for role, domain, split in entries:
+        counts = [len(images) for images in domain.class_images.values()]
+        classes = [
+            str(len(domain.classes(part))) if role == "id" else ("all" if part == "test" else "-")
+            for part in ("train", "validation", "test")
+        ]
+        images = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
+        rows.append([domain.name, ROLE_TITLES[role], str(len(domain.classes(split))), "/".join(classes), images])
+    titles = ["domain", "role", "test classes", "train/validation/test", "images a class"]
+    return render_table(titles, rows, "<<>>>", "text")
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

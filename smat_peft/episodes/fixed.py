@@ -1,0 +1,37 @@
+"""A fixed list of episodes, the same number from each domain, made as they are indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from smat_peft.episodes.domain import Domain, Split
+from smat_peft.episodes.episode import Episode
+from smat_peft.episodes.sampling import EpisodeSampler, can_serve
+
+
+class FixedEpisodes:
+    """The first `count` episodes of each domain in turn, for validation.
+
+    Args:
+        domains: Domains; those without enough classes in the split are left out.
+        split: Whose classes to use.
+        count: Episodes of each domain.
+        settings: Further arguments of [`EpisodeSampler`].
+    """
+
+    def __init__(self, domains: Sequence[Domain], split: Split, count: int, **settings: Any) -> None:
+        usable = [domain for domain in domains if can_serve(domain, split)]
+        self.samplers = [EpisodeSampler([domain], split, **settings) for domain in usable]
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count * len(self.samplers)
+
+    def __getitem__(self, index: int) -> Episode:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} episodes, asked for number {index}")
+        return self.samplers[index % len(self.samplers)][index // len(self.samplers)]
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[index] for index in range(len(self)))

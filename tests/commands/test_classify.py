@@ -1,0 +1,186 @@
+"""`python -m smat_peft.classify`: what it prints and writes, and one clear line where the input has to be mended."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+from smat_peft import SMATConfig
+from smat_peft.commands.classify import main
+from smat_peft.few_shot import FewShotClassifier, load_backbone
+
+COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 40), "red": (220, 30, 30)}
+
+
+@pytest.fixture
+def backbone(make_vit, tmp_path) -> str:
+    folder = tmp_path / "backbone"
+    make_vit().save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def support(tmp_path) -> Path:
+    """Two images of each colour, in class folders."""
+    for number, name in enumerate(COLOURS):
+        draw(tmp_path / "support" / name, name, 2, seed=number)
+    return tmp_path / "support"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A flat folder: two images of each colour, named after it."""
+    for number, name in enumerate(COLOURS):
+        draw(tmp_path / "photos", name, 2, seed=10 + number)
+    return tmp_path / "photos"
+
+
+def draw(folder, colour, count, seed):
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).normal(0, 10, (count, 12, 12, 3))
+    for number, pixels in enumerate(np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{colour}-{number}.png")
+
+
+def call(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def failure(capsys, *arguments):
+    """The one line of an error."""
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_flat_folder_is_labelled(support, photos, backbone, capsys):
+    assert call(support, photos, "--model", backbone) == 0
+    header, line, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["image", "label", "probability", "runner-up", "probability"]
+    assert set(line) <= {"-", " "}
+    cells = [row.split() for row in rows]
+    assert [row[0] for row in cells] == sorted(path.name for path in photos.iterdir())
+    assert all(row[0].startswith(row[1]) and row[3] != row[1] for row in cells)
+    assert all(float(row[2]) > float(row[4]) > 0 for row in cells)
+
+
+def test_class_folders_of_queries_give_an_accuracy_with_its_interval(support, backbone, tmp_path, capsys):
+    draw(tmp_path / "queries" / "red", "red", 3, seed=20)
+    draw(tmp_path / "queries" / "blue", "blue", 2, seed=21)
+    draw(tmp_path / "queries" / "green", "red", 1, seed=22)  # it is called green, and is red
+    assert call(support, tmp_path / "queries", "--model", backbone) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split()[:3] == ["image", "class", "label"]
+    assert out[-1] == "accuracy 83.3 % (5 of 6 images; 95 % interval 43.6 to 97.0 %)"
+    wrong = [line.split() for line in out if line.startswith(str(Path("green") / "red-0.png"))]
+    assert [row[1:3] for row in wrong] == [["green", "red"]]
+
+
+def test_all_probabilities_go_into_a_csv_file(support, photos, backbone, tmp_path):
+    output = tmp_path / "answers.csv"
+    assert call(support, photos, "--model", backbone, "--output", output, "--batch_size", 4) == 0
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    titles = [f"probability of {name}" for name in COLOURS]
+    assert list(rows[0]) == ["image", "label", *titles]
+    classifier = FewShotClassifier.from_pretrained(backbone)
+    classifier.fit(*zip(*((path, path.parent.name) for path in sorted(support.glob("*/*"))), strict=True))
+    expected = classifier.predict_proba(sorted(photos.iterdir()))
+    written = np.array([[float(row[title]) for title in titles] for row in rows])
+    np.testing.assert_allclose(written, expected, atol=1e-6)
+    assert [row["label"] for row in rows] == classifier.classes_[expected.argmax(1)].tolist()
+
+
+def test_an_adapter_is_used(support, photos, backbone, tmp_path, capsys):
+    torch.manual_seed(0)
+    adapter = get_peft_model(load_backbone(backbone), SMATConfig(num_experts=3, init_weights=False))
+    adapter.save_pretrained(tmp_path / "adapter")
+    capsys.readouterr()
+    assert call(support, photos, "--model", backbone) == 0
+    plain = capsys.readouterr().out
+    assert call(support, photos, "--model", backbone, "--adapter", tmp_path / "adapter") == 0
+    assert capsys.readouterr().out != plain
+
+
+def test_images_of_any_size_fit_an_image_size(support, photos, backbone, capsys):
+    Image.new("RGB", (50, 20), COLOURS["red"]).save(photos / "red-wide.jpg")
+    assert call(support, photos, "--model", backbone, "--image_size", 24) == 0
+    wide = next(line for line in capsys.readouterr().out.splitlines() if "wide" in line)
+    assert wide.split()[1] == "red"
+
+
+def test_an_unreadable_image_is_named(support, photos, backbone, capsys):
+    (photos / "broken.png").write_bytes(b"no image")
+    assert "broken.png cannot be read" in failure(capsys, support, photos, "--model", backbone)
+
+
+def test_unreadable_images_can_be_left_out(support, photos, backbone, capsys):
+    (photos / "broken.png").write_bytes(b"no image")
+    (support / "red" / "broken.jpg").write_bytes(b"no image")
+    assert call(support, photos, "--model", backbone, "--on_bad_image", "skip") == 0
+    out, err = capsys.readouterr()
+    assert "broken" not in out
+    assert len(out.splitlines()) == 8
+    assert [line.startswith("left out: ") and "broken" in line for line in err.splitlines()] == [True, True]
+
+
+def test_a_class_of_unreadable_images_is_named(support, photos, backbone, capsys):
+    for path in (support / "red").iterdir():
+        path.write_bytes(b"no image")
+    assert call(support, photos, "--model", backbone, "--on_bad_image", "skip") == 2
+    assert f"class folder {support / 'red'} holds no images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("break_input", "message"),
+    [
+        (lambda s, p: s.rename(s.with_name("gone")), "support is not a folder"),
+        (lambda s, p: p.rename(p.with_name("gone")), "photos is not a folder"),
+        (lambda s, p: [s.joinpath(name).rename(s.parent / name) for name in ("red", "blue")], "holds 1 class folders"),
+        (lambda s, p: [s.joinpath(name).rename(s.parent / name) for name in COLOURS], "holds 0 class folders"),
+        (lambda s, p: (s / "empty").mkdir(), "empty holds no images"),
+        (lambda s, p: [path.unlink() for path in p.iterdir()], "photos holds no images"),
+        (lambda s, p: draw(p / "red", "red", 1, 0), "both images and folders of images"),
+        (lambda s, p: [path.unlink() for path in p.iterdir()] and draw(p / "grey", "red", 1, 0), "class 'grey' has no"),
+    ],
+)
+def test_folders_that_cannot_be_used_are_named(support, photos, backbone, capsys, break_input, message):
+    break_input(support, photos)
+    assert message in failure(capsys, support, photos, "--model", backbone)
+
+
+def test_a_file_that_could_not_be_written_is_noticed_before_any_work(support, photos, capsys, tmp_path):
+    output = tmp_path / "missing" / "answers.csv"
+    assert "there is no folder" in failure(capsys, support, photos, "--model", "nowhere", "--output", output)
+
+
+def test_a_batch_size_below_one_is_an_error(support, photos, backbone, capsys):
+    assert "--batch_size must be at least 1" in failure(capsys, support, photos, "--model", backbone, "--batch_size", 0)
+
+
+def test_a_model_that_cannot_be_had_is_one_line(support, photos, capsys):
+    line = failure(capsys, support, photos, "--model", "someone/unknown-model")
+    assert "cannot load backbone 'someone/unknown-model'" in line
+
+
+def test_python_runs_it_as_a_module():
+    ended = subprocess.run(
+        [sys.executable, "-m", "smat_peft.classify", "--help"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "python -m smat_peft.classify examples/ photos/" in ended.stdout

@@ -6,12 +6,11 @@ domain looks like a class of another, nor like one that the demo's backbone was 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from smat_peft.episodes.builtin.characters import CHARACTERS
 from smat_peft.episodes.builtin.digits import digit_domain
 from smat_peft.episodes.builtin.glyphs import glyph_domain
-from smat_peft.episodes.builtin.shapes import flag_domain, shape_domain
-from smat_peft.episodes.builtin.textures import texture_domain
+from smat_peft.episodes.builtin.shapes import FLAG_DOMAINS, SHAPE_DOMAINS, flag_domain, shape_domain
+from smat_peft.episodes.builtin.textures import TEXTURE_DOMAINS, texture_domain
 from smat_peft.episodes.domain import Domain
 from smat_peft.errors import DataError
 
@@ -23,18 +22,26 @@ ROLES: dict[str, tuple[str, ...]] = {
 
 PRETRAINING: tuple[str, ...] = ("latin", "symbols", "ancient", "shapes", "banners", "patterns")
 
-_KINDS: tuple[tuple[Callable[[str], Domain], tuple[str, ...]], ...] = (
-    (
-        glyph_domain,
-        ("greek", "cyrillic", "armenian", "georgian", "canadian", "hebrew", "arrows", "arabic", "lao")
-        + ("latin", "symbols", "ancient"),
-    ),
-    (digit_domain, ("digits",)),
-    (shape_domain, ("shapes", "emblems")),
-    (flag_domain, ("banners", "flags")),
-    (texture_domain, ("patterns", "masonry", "minerals", "fabrics")),
-)
-_MAKERS = {name: make for make, names in _KINDS for name in names}
+KINDS: dict[str, tuple[str, ...]] = {
+    "characters": tuple(CHARACTERS),
+    "digits": ("digits",),
+    "shapes": tuple(SHAPE_DOMAINS),
+    "flags": tuple(FLAG_DOMAINS),
+    "textures": tuple(TEXTURE_DOMAINS),
+}
+
+_MAKERS = {
+    "characters": glyph_domain,
+    "digits": digit_domain,
+    "shapes": shape_domain,
+    "flags": flag_domain,
+    "textures": texture_domain,
+}
+
+
+def _make(name: str) -> Domain:
+    kind = next(kind for kind, names in KINDS.items() if name in names)
+    return _MAKERS[kind](name)
 
 
 def builtin_names() -> list[str]:
@@ -50,9 +57,9 @@ def load_builtin(name: str) -> Domain:
     """
     if name not in builtin_names():
         raise DataError(f"there is no built-in domain {name!r}; there are {', '.join(builtin_names())}")
-    return _MAKERS[name](name)
+    return _make(name)
 
 
 def load_pretraining() -> list[Domain]:
     """The domains that `examples/pretrain_backbone.py` trains the demo's backbone on, all of their classes."""
-    return [_MAKERS[name](name) for name in PRETRAINING]
+    return [_make(name) for name in PRETRAINING]

@@ -22,8 +22,8 @@ FACES = (
 )
 IMAGES_PER_FACE = 3
 MOST_IMAGES = 20  # of a class, however many faces it has
-EM = 96  # pixels; larger than any glyph in an image, so that drawing only ever shrinks
-FINENESS = 4  # sub-pixels per pixel and axis
+EM = 72  # pixels; glyphs are drawn about as large as an image has sub-pixels
+FINENESS = 3  # sub-pixels per pixel and axis
 
 
 def glyph_domain(name: str) -> Domain:
@@ -76,7 +76,9 @@ def outline(character: str, face: str) -> Image.Image:
     return canvas.crop(canvas.getbbox())
 
 
-def place(ink: Image.Image, longest: float, degrees: float = 0.0, offset: tuple[float, float] = (0.0, 0.0)) -> Image.Image:
+def place(
+    ink: Image.Image, longest: float, degrees: float = 0.0, offset: tuple[float, float] = (0.0, 0.0)
+) -> Image.Image:
     """Ink of which the longer side measures `longest` pixels, turned, `offset` pixels off the middle of an image."""
     scale = max(ink.size) / (longest * FINENESS)  # pixels of ink for a sub-pixel of the image
     cosine, sine = np.cos(np.radians(degrees)) * scale, np.sin(np.radians(degrees)) * scale

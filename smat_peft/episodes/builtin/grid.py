@@ -10,7 +10,7 @@ from smat_peft.episodes.builtin.lazy import SIDE
 
 Array = NDArray[np.float64]
 
-FINENESS = 3  # sub-pixels per pixel and axis
+FINENESS = 2  # sub-pixels per pixel and axis
 
 
 def plane(degrees: float = 0.0, scale: float = 1.0, offset: tuple[float, float] = (0.0, 0.0)) -> tuple[Array, Array]:

@@ -16,17 +16,9 @@ from smat_peft.episodes.domain import Domain
 
 IMAGES = 20  # of a class
 
+RIM = 0.2  # of a hollow shape, whose height is about 2
+
 Drawing = Callable[[Array, Array], Array]  # x and y -> where there is ink, 0..1
-
-
-def _polygon(corners: int) -> Drawing:
-    sector = 2 * np.pi / corners
-
-    def inside(x: Array, y: Array) -> Array:
-        angle = np.arctan2(x, -y)  # from the top, so that a corner points up
-        return np.hypot(x, y) * np.cos((angle % sector) - sector / 2) <= np.cos(sector / 2)
-
-    return inside
 
 
 def _star(points: int, depth: float) -> Drawing:
@@ -44,9 +36,7 @@ def _flower(petals: int) -> Drawing:
 
 
 def _gear(teeth: int) -> Drawing:
-    return lambda x, y: (np.hypot(x, y) <= np.where(np.cos(teeth * np.arctan2(x, y)) > 0, 1.0, 0.72)) & (
-        np.hypot(x, y) > 0.3
-    )
+    return lambda x, y: np.hypot(x, y) <= np.where(np.cos(teeth * np.arctan2(x, y)) > 0, 1.0, 0.68)
 
 
 def _cross(x: Array, y: Array) -> Array:
@@ -60,54 +50,65 @@ def _heart(x: Array, y: Array) -> Array:
 SHAPES: dict[str, Drawing] = {
     "disc": lambda x, y: np.hypot(x, y) <= 1,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 0.85,
-    "triangle": _polygon(3),
-    "pentagon": _polygon(5),
+    "triangle": lambda x, y: (y <= 0.6) & (abs(x) <= (y + 1) * 0.58) & (y >= -1),
+    "slant": lambda x, y: (abs(y) <= 0.5) & (abs(x + 0.6 * y) <= 0.7),
     "five-star": _star(5, 0.45),
     "cross": _cross,
-    "flower": _flower(4),
+    "flower": _flower(3),
     "oval": lambda x, y: np.hypot(x / 0.55, y) <= 1,
     "half": lambda x, y: (np.hypot(x, y + 0.5) <= 1) & (y > -0.5),
-    "bars": lambda x, y: (abs(x) <= 0.9) & (abs(abs(y) - 0.6) <= 0.28),
-    "hexagon": _polygon(6),
+    "pair": lambda x, y: np.hypot(abs(x) - 0.52, y) <= 0.48,
+    "angle": lambda x, y: (np.maximum(abs(x), abs(y)) <= 0.85) & ((x < -0.2) | (y > 0.2)),
     "heart": _heart,
-    "gear": _gear(8),
+    "gear": _gear(7),
     "crescent": lambda x, y: (np.hypot(x, y) <= 1) & (np.hypot(x - 0.45, y) > 0.75),
-    "burst": _star(12, 0.62),
+    "tee": lambda x, y: (np.maximum(abs(x), abs(y)) <= 0.85) & ((y < -0.25) | (abs(x) < 0.33)),
     "arrow": lambda x, y: ((abs(x) <= 0.3) & (y >= -0.1) & (y <= 1)) | ((y <= 0) & (abs(x) <= 1 + y)),
     "hourglass": lambda x, y: (abs(y) <= 1) & (abs(x) <= 0.12 + 0.8 * abs(y)),
     "drop": lambda x, y: (np.hypot(x, y - 0.4) <= 0.6) | ((y <= 0.4) & (y >= -1) & (abs(x) <= (y + 1) * 0.43)),
 }
 
-FILLS: dict[str, Callable[[Drawing], Drawing]] = {
-    "full": lambda shape: shape,
-    "hollow": lambda shape: lambda x, y: shape(x, y) & ~np.asarray(shape(x / 0.62, y / 0.62), dtype=bool),
-    "striped": lambda shape: lambda x, y: shape(x, y) & (((x + y) * 1.9) % 1.0 < 0.55),
-    "dotted": lambda shape: lambda x, y: shape(x, y) & (np.hypot((x * 2.4) % 1 - 0.5, (y * 2.4) % 1 - 0.5) > 0.3),
-    "split": lambda shape: lambda x, y: shape(x, y) & ((x > 0) | ~np.asarray(shape(x / 0.7, y / 0.7), dtype=bool)),
+
+def _core(shape: Drawing, x: Array, y: Array) -> Array:
+    """What is left of a shape when its rim is taken off."""
+    around = [(RIM * np.cos(angle), RIM * np.sin(angle)) for angle in np.arange(8) * np.pi / 4]
+    return np.logical_and.reduce([shape(x + right, y + down) for right, down in around])
+
+
+FILLS: dict[str, Callable[[Drawing, Array, Array], Array]] = {
+    "full": lambda shape, x, y: shape(x, y),
+    "hollow": lambda shape, x, y: shape(x, y) & ~_core(shape, x, y),
+    "striped": lambda shape, x, y: shape(x, y) & (((x + y) * 1.9) % 1.0 < 0.55),
+    "dotted": lambda shape, x, y: shape(x, y) & (np.hypot((x * 2.4) % 1 - 0.5, (y * 2.4) % 1 - 0.5) > 0.3),
+    "split": lambda shape, x, y: shape(x, y) & ((x > 0) | ~_core(shape, x, y)),
 }
 
 LAYOUTS: dict[str, Drawing] = {  # which of a flag's colours lies where: 0, 1 or 2
     "three beams": lambda x, y: np.floor((y + 1) * 1.5),
     "three pales": lambda x, y: np.floor((x + 1) * 1.5),
-    "cross": lambda x, y: np.where(np.minimum(abs(x + 0.25), abs(y)) < 0.14, 2, np.minimum(abs(x + 0.25), abs(y)) < 0.3),
+    "cross": lambda x, y: np.where(
+        np.minimum(abs(x + 0.25), abs(y)) < 0.14, 2, np.minimum(abs(x + 0.25), abs(y)) < 0.3
+    ),
     "saltire": lambda x, y: np.where(abs(abs(x) - abs(y)) < 0.2, 1, np.where(abs(x) > abs(y), 2, 0)),
     "canton": lambda x, y: np.where((x < -0.1) & (y < 0), 2, np.floor((y + 1) * 3.5) % 2),
     "disc": lambda x, y: np.where(np.hypot(x, y) < 0.55, 2, y > 0),
     "wedge": lambda x, y: np.where(x < -abs(y) + 0.15, 2, y > 0),
     "quarters": lambda x, y: np.where(x * y > 0, 0, np.where(x > 0, 1, 2)),
-    "frame": lambda x, y: np.where(np.maximum(abs(x), abs(y)) > 0.68, 0, np.where(np.maximum(abs(x), abs(y)) > 0.35, 1, 2)),
+    "frame": lambda x, y: np.where(
+        np.maximum(abs(x), abs(y)) > 0.68, 0, np.where(np.maximum(abs(x), abs(y)) > 0.35, 1, 2)
+    ),
     "bend": lambda x, y: np.where(abs(x + y) < 0.4, 2, x + y > 0),
     "fess": lambda x, y: np.where(abs(y) < 0.25, 2, np.where(abs(y) < 0.6, 1, 0)),
     "lozenge": lambda x, y: np.where(abs(x) + abs(y) < 0.5, 2, np.where(abs(x) + abs(y) < 1.05, 1, 0)),
     "pile": lambda x, y: np.where(abs(x) < 0.5 - 0.5 * y, np.where(abs(x) < 0.2 - 0.2 * y, 2, 1), 0),
-    "bars": lambda x, y: np.floor((y + 1) * 3) % 3,
+    "chief": lambda x, y: np.where(y < -0.33, 0, np.where(x < 0, 1, 2)),
     "gyron": lambda x, y: np.floor(np.arctan2(y, x) / (2 * np.pi) * 6 + 3) % 3,
 }
 
 # Per domain: its shapes, fills and pairs of colours (ink, paper); a class takes one of each.
 SHAPE_DOMAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]] = {
     "shapes": (
-        ("disc", "square", "triangle", "pentagon", "five-star", "cross", "flower", "oval", "half", "bars"),
+        ("disc", "square", "triangle", "slant", "five-star", "cross", "flower", "oval", "half", "pair"),
         ("full", "hollow", "striped", "split"),
         (
             ("red", "white"),
@@ -119,34 +120,37 @@ SHAPE_DOMAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str
         ),
     ),
     "emblems": (
-        ("hexagon", "heart", "gear", "crescent", "burst", "arrow", "hourglass", "drop"),
+        ("angle", "heart", "gear", "crescent", "tee", "arrow", "hourglass", "drop"),
         ("full", "hollow", "dotted"),
         (("yellow", "red"), ("white", "blue"), ("green", "pink"), ("black", "grey")),
     ),
 }
 
-# Per domain: its layouts and triples of colours.
+# Per domain: its layouts and triples of colours. Triples come in all turns, so that colours without their places say little.
 FLAG_DOMAINS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]]] = {
     "banners": (
-        ("frame", "bend", "fess", "lozenge", "pile", "bars", "gyron"),
+        ("frame", "bend", "fess", "lozenge", "pile", "chief", "gyron"),
         (
-            ("red", "yellow", "black"),
-            ("blue", "white", "orange"),
-            ("green", "pink", "white"),
-            ("purple", "yellow", "turquoise"),
-            ("brown", "grey", "pink"),
-            ("black", "turquoise", "red"),
+            ("orange", "blue", "pink"),
+            ("blue", "pink", "orange"),
+            ("pink", "orange", "blue"),
+            ("turquoise", "brown", "white"),
+            ("brown", "white", "turquoise"),
+            ("white", "turquoise", "brown"),
+            ("purple", "green", "grey"),
+            ("green", "grey", "purple"),
+            ("grey", "purple", "green"),
         ),
     ),
     "flags": (
         ("three beams", "three pales", "cross", "saltire", "canton", "disc", "wedge", "quarters"),
         (
             ("red", "white", "blue"),
-            ("green", "yellow", "red"),
-            ("blue", "yellow", "green"),
-            ("black", "red", "white"),
-            ("turquoise", "white", "orange"),
-            ("white", "red", "green"),
+            ("white", "blue", "red"),
+            ("blue", "red", "white"),
+            ("black", "yellow", "green"),
+            ("yellow", "green", "black"),
+            ("green", "black", "yellow"),
         ),
     ),
 }
@@ -193,11 +197,11 @@ def draw_shape(domain: str, shape: str, fill: str, colours: tuple[str, str], num
     random = random_for(domain, shape, fill, *colours, number)
     x, y = plane(
         degrees=random.uniform(-15, 15),
-        scale=random.uniform(0.55, 0.85),
-        offset=(random.uniform(-0.15, 0.15), random.uniform(-0.15, 0.15)),
+        scale=random.uniform(0.45, 0.8),
+        offset=(random.uniform(-0.2, 0.2), random.uniform(-0.2, 0.2)),
     )
     ink, paper = (tone(colour, random) for colour in colours)
-    share = np.asarray(FILLS[fill](SHAPES[shape])(x, y), dtype=np.float64)
+    share = np.asarray(FILLS[fill](SHAPES[shape], x, y), dtype=np.float64)
     return image_of(_lit(blend(share, ink, paper), random))
 
 
@@ -206,8 +210,8 @@ def draw_flag(domain: str, layout: str, colours: tuple[str, str, str], number: i
     random = random_for(domain, layout, *colours, number)
     x, y = plane(
         degrees=random.uniform(-15, 15),
-        scale=random.uniform(0.85, 1.2),
-        offset=(random.uniform(-0.15, 0.15), random.uniform(-0.15, 0.15)),
+        scale=random.uniform(0.8, 1.3),
+        offset=(random.uniform(-0.25, 0.25), random.uniform(-0.25, 0.25)),
     )
     tones = np.stack([tone(colour, random) for colour in colours])
     return image_of(_lit(tones[np.clip(LAYOUTS[layout](x, y), 0, 2).astype(int)], random))
@@ -216,5 +220,5 @@ def draw_flag(domain: str, layout: str, colours: tuple[str, str, str], number: i
 def _lit(colours: Array, random: np.random.Generator) -> Array:
     """Light from one side, and the grain of a camera."""
     x, y = plane(degrees=random.uniform(0, 360))
-    shade = 1 + random.uniform(0, 0.2) * x
-    return colours * shade[..., None] + random.normal(0, random.uniform(0, 0.1), (*x.shape, 1))
+    shade = 1 + random.uniform(0, 0.4) * x
+    return colours * shade[..., None] + random.normal(0, random.uniform(0, 0.15), (*x.shape, 1))

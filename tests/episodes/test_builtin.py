@@ -1,4 +1,4 @@
-"""The built-in suite: its domains and roles, and images that are the same on every machine and differ within a class."""
+"""The built-in suite: its domains and roles, images that are the same on every machine and differ within a class."""
 
 import json
 from pathlib import Path

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from smat_peft.episodes.builtin import KINDS, builtin_names, load_builtin, load_pretraining
 from smat_peft.episodes.builtin.characters import CHARACTERS
 from smat_peft.episodes.builtin.glyphs import FACES, faces_of, outline, place
-from smat_peft.episodes.builtin.grid import FINENESS, plane
-from smat_peft.episodes.builtin.lazy import SIDE
+from smat_peft.episodes.builtin.grid import plane
 from smat_peft.episodes.builtin.shapes import FILLS, FLAG_DOMAINS, SHAPE_DOMAINS, SHAPES
 from smat_peft.episodes.builtin.textures import TEXTURE_DOMAINS
 
@@ -111,3 +111,29 @@ def test_shapes_flags_and_textures_share_no_shape_layout_or_family_between_domai
 def test_no_two_shapes_have_the_same_outline():
     outlines = normalised([ink_of_shape(shape, "hollow") for shape in SHAPES])  # insides of blobs are all alike
     assert pairs_above(likeness(outlines, outlines), list(SHAPES), SAME) == []
+
+
+def mean_image(images: Sequence[Image.Image]) -> Tensor:
+    """Colours at half resolution."""
+    pixels = torch.from_numpy(np.stack(images)).float().permute(0, 3, 1, 2)
+    return F.avg_pool2d(pixels, 2).mean(0).flatten()
+
+
+def mean_spectrum(images: Sequence[Image.Image]) -> Tensor:
+    """Logarithm of the power of each spatial frequency, whatever the position, the colours and the contrast."""
+    grey = torch.from_numpy(np.stack(images)).float().mean(-1)
+    grey = (grey - grey.mean((1, 2), keepdim=True)) / grey.std((1, 2), keepdim=True)
+    window = torch.hann_window(grey.shape[-1])
+    return torch.log(torch.fft.fft2(grey * window[:, None] * window).abs().square().mean(0) + 0.1).flatten()
+
+
+@pytest.mark.parametrize(("kind", "look"), [("flags", mean_image), ("textures", mean_spectrum)])
+def test_half_the_images_of_a_class_are_most_like_its_other_half(kind, look):
+    everything = [*map(load_builtin, builtin_names()), *load_pretraining()]
+    domains = [domain for domain in everything if domain.name in KINDS[kind]]
+    classes = {f"{domain.name}: {name}": images for domain in domains for name, images in domain.class_images.items()}
+    halves = [torch.stack([look(images[start::2]) for images in classes.values()]) for start in (0, 1)]
+    units = [F.normalize(half - half.mean(0), dim=1) for half in halves]
+    nearest = (units[0] @ units[1].T).argmax(1).tolist()
+    names = list(classes)
+    assert [(name, names[other]) for name, other in zip(names, nearest, strict=True) if name != names[other]] == []

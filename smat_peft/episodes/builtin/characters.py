@@ -1,7 +1,8 @@
 """The characters of each script of the suite.
 
-No two of them, in whatever scripts, are the same drawing: of characters that look alike in the faces they share (Latin, Greek
-and Cyrillic A; C and c, which differ in size alone) one is kept. `tests/episodes/test_builtin_duplicates.py` holds the measure.
+No two of them, in whatever scripts, are the same drawing: of characters that look alike in the faces they share (Latin,
+Greek and Cyrillic A; C and c, which differ in size alone) one is kept. None looks like one of the coloured shapes.
+`tests/episodes/test_builtin_duplicates.py` holds the measure.
 """
 
 CHARACTERS: dict[str, str] = {

@@ -29,8 +29,8 @@ FINENESS = 3  # sub-pixels per pixel and axis
 def glyph_domain(name: str) -> Domain:
     """The domain of one script.
 
-    A character of 4 faces (Hebrew, Arabic, Canadian syllabics) has 12 images, one of 7 or more faces has 20. No image is mirrored or
-    cropped in training: that would draw another character.
+    A character of 4 faces (Hebrew, Arabic, Canadian syllabics) has 12 images, one of 7 or more faces has 20. No image
+    is mirrored or cropped in training: that would draw another character.
     """
     return Domain(
         name=name,

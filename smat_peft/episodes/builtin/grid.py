@@ -16,7 +16,8 @@ FINENESS = 2  # sub-pixels per pixel and axis
 def plane(degrees: float = 0.0, scale: float = 1.0, offset: tuple[float, float] = (0.0, 0.0)) -> tuple[Array, Array]:
     """Coordinates x (right) and y (down) of all sub-pixels, each `[side, side]`.
 
-    They run over -1..1 at `scale` 1; what is drawn in them appears turned by `degrees`, larger by `scale` and moved by `offset`.
+    They run over -1..1 at `scale` 1; what is drawn in them appears turned by `degrees`, larger by `scale` and moved by
+    `offset`.
     """
     axis = (np.arange(SIDE * FINENESS) + 0.5) / (SIDE * FINENESS) * 2 - 1
     y, x = np.meshgrid(axis - offset[1], axis - offset[0], indexing="ij")

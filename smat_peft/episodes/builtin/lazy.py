@@ -12,8 +12,8 @@ from PIL import Image
 SIDE = 32  # pixels; every image of the suite is SIDE x SIDE
 
 
-def random_for(*names: str | int) -> np.random.Generator:
-    """A generator of random numbers that depends on nothing but `names`: the same on all machines, in any order of calls."""
+def random_for(*names: str | float) -> np.random.Generator:
+    """Random numbers that depend on nothing but `names`: the same on all machines, in any order of calls."""
     digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16]))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from smat_peft.episodes.builtin.colours import tone
@@ -18,13 +20,15 @@ IMAGES = 20  # of a class
 
 RIM = 0.2  # of a hollow shape, whose height is about 2
 
-Drawing = Callable[[Array, Array], Array]  # x and y -> where there is ink, 0..1
+Mask = NDArray[np.bool_]
+Drawing = Callable[[Array, Array], Mask]  # x and y -> where there is ink
+Layout = Callable[[Array, Array], NDArray[Any]]  # x and y -> which of a flag's three colours, 0 to 2
 
 
 def _star(points: int, depth: float) -> Drawing:
     """Radius falls and rises linearly between 1 and `depth`."""
 
-    def inside(x: Array, y: Array) -> Array:
+    def inside(x: Array, y: Array) -> Mask:
         phase = np.abs((np.arctan2(x, -y) * points / (2 * np.pi) + 0.5) % 1.0 - 0.5) * 2
         return np.hypot(x, y) <= 1 - (1 - depth) * phase
 
@@ -39,11 +43,11 @@ def _gear(teeth: int) -> Drawing:
     return lambda x, y: np.hypot(x, y) <= np.where(np.cos(teeth * np.arctan2(x, y)) > 0, 1.0, 0.68)
 
 
-def _cross(x: Array, y: Array) -> Array:
+def _cross(x: Array, y: Array) -> Mask:
     return (np.maximum(abs(x), abs(y)) <= 1) & (np.minimum(abs(x), abs(y)) <= 0.33)
 
 
-def _heart(x: Array, y: Array) -> Array:
+def _heart(x: Array, y: Array) -> Mask:
     return (1.25 * x) ** 2 + (1.25 * (-y + 0.1) - 0.75 * np.sqrt(abs(1.25 * x))) ** 2 <= 1
 
 
@@ -69,13 +73,13 @@ SHAPES: dict[str, Drawing] = {
 }
 
 
-def _core(shape: Drawing, x: Array, y: Array) -> Array:
+def _core(shape: Drawing, x: Array, y: Array) -> Mask:
     """What is left of a shape when its rim is taken off."""
     around = [(RIM * np.cos(angle), RIM * np.sin(angle)) for angle in np.arange(8) * np.pi / 4]
-    return np.logical_and.reduce([shape(x + right, y + down) for right, down in around])
+    return np.all([shape(x + right, y + down) for right, down in around], axis=0)
 
 
-FILLS: dict[str, Callable[[Drawing, Array, Array], Array]] = {
+FILLS: dict[str, Callable[[Drawing, Array, Array], Mask]] = {
     "full": lambda shape, x, y: shape(x, y),
     "hollow": lambda shape, x, y: shape(x, y) & ~_core(shape, x, y),
     "striped": lambda shape, x, y: shape(x, y) & (((x + y) * 1.9) % 1.0 < 0.55),
@@ -83,20 +87,16 @@ FILLS: dict[str, Callable[[Drawing, Array, Array], Array]] = {
     "split": lambda shape, x, y: shape(x, y) & ((x > 0) | ~_core(shape, x, y)),
 }
 
-LAYOUTS: dict[str, Drawing] = {  # which of a flag's colours lies where: 0, 1 or 2
+LAYOUTS: dict[str, Layout] = {
     "three beams": lambda x, y: np.floor((y + 1) * 1.5),
     "three pales": lambda x, y: np.floor((x + 1) * 1.5),
-    "cross": lambda x, y: np.where(
-        np.minimum(abs(x + 0.25), abs(y)) < 0.14, 2, np.minimum(abs(x + 0.25), abs(y)) < 0.3
-    ),
+    "cross": lambda x, y: np.digitize(-np.minimum(abs(x + 0.25), abs(y)), (-0.3, -0.14)),
     "saltire": lambda x, y: np.where(abs(abs(x) - abs(y)) < 0.2, 1, np.where(abs(x) > abs(y), 2, 0)),
     "canton": lambda x, y: np.where((x < -0.1) & (y < 0), 2, np.floor((y + 1) * 3.5) % 2),
     "disc": lambda x, y: np.where(np.hypot(x, y) < 0.55, 2, y > 0),
     "wedge": lambda x, y: np.where(x < -abs(y) + 0.15, 2, y > 0),
     "quarters": lambda x, y: np.where(x * y > 0, 0, np.where(x > 0, 1, 2)),
-    "frame": lambda x, y: np.where(
-        np.maximum(abs(x), abs(y)) > 0.68, 0, np.where(np.maximum(abs(x), abs(y)) > 0.35, 1, 2)
-    ),
+    "frame": lambda x, y: np.digitize(-np.maximum(abs(x), abs(y)), (-0.85, -0.6)),
     "bend": lambda x, y: np.where(abs(x + y) < 0.4, 2, x + y > 0),
     "fess": lambda x, y: np.where(abs(y) < 0.25, 2, np.where(abs(y) < 0.6, 1, 0)),
     "lozenge": lambda x, y: np.where(abs(x) + abs(y) < 0.5, 2, np.where(abs(x) + abs(y) < 1.05, 1, 0)),
@@ -126,7 +126,7 @@ SHAPE_DOMAINS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str
     ),
 }
 
-# Per domain: its layouts and triples of colours. Triples come in all turns, so that colours without their places say little.
+# Per domain: its layouts and triples of colours. Triples come in all turns: colours without their places say little.
 FLAG_DOMAINS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]]] = {
     "banners": (
         ("frame", "bend", "fess", "lozenge", "pile", "chief", "gyron"),
@@ -137,9 +137,9 @@ FLAG_DOMAINS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]]
             ("turquoise", "brown", "white"),
             ("brown", "white", "turquoise"),
             ("white", "turquoise", "brown"),
-            ("purple", "green", "grey"),
-            ("green", "grey", "purple"),
-            ("grey", "purple", "green"),
+            ("purple", "yellow", "grey"),
+            ("yellow", "grey", "purple"),
+            ("grey", "purple", "yellow"),
         ),
     ),
     "flags": (
@@ -175,7 +175,7 @@ def shape_domain(name: str) -> Domain:
             )
             for shape, fill, (ink, paper) in combinations
         },
-        augment=frozenset(("mirror",)),
+        augment=frozenset(),
     )
 
 
@@ -201,7 +201,7 @@ def draw_shape(domain: str, shape: str, fill: str, colours: tuple[str, str], num
         offset=(random.uniform(-0.2, 0.2), random.uniform(-0.2, 0.2)),
     )
     ink, paper = (tone(colour, random) for colour in colours)
-    share = np.asarray(FILLS[fill](SHAPES[shape], x, y), dtype=np.float64)
+    share = FILLS[fill](SHAPES[shape], x, y).astype(np.float64)
     return image_of(_lit(blend(share, ink, paper), random))
 
 
@@ -219,6 +219,6 @@ def draw_flag(domain: str, layout: str, colours: tuple[str, str, str], number: i
 
 def _lit(colours: Array, random: np.random.Generator) -> Array:
     """Light from one side, and the grain of a camera."""
-    x, y = plane(degrees=random.uniform(0, 360))
+    x, _ = plane(degrees=random.uniform(0, 360))
     shade = 1 + random.uniform(0, 0.4) * x
     return colours * shade[..., None] + random.normal(0, random.uniform(0, 0.15), (*x.shape, 1))

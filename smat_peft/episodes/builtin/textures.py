@@ -31,17 +31,8 @@ def _noise(shape: tuple[int, ...], random: Generator, waves: float, width: float
     down, right = np.meshgrid(*(np.fft.fftfreq(side) * side for side in shape), indexing="ij")
     distance = np.hypot(down / np.sqrt(stretch), right * np.sqrt(stretch))
     spectrum = np.exp(-(((distance - waves) / (width * waves)) ** 2))
-    field = np.fft.ifft2(np.fft.fft2(random.normal(size=shape)) * spectrum).real
-    return (field - field.mean()) / field.std()
-
-
-def _cells(x: Array, y: Array, random: Generator, count: int) -> tuple[Array, Array, Array]:
-    """Distances to the nearest and the second nearest of random points, about `count` a side, and the nearest's number."""
-    points = np.stack(np.meshgrid(np.arange(-2, count + 2), np.arange(-2, count + 2)), axis=-1).reshape(-1, 2)
-    points = (points + random.uniform(0.1, 0.9, points.shape)) / count * 2 - 1
-    distance = np.hypot(x[..., None] - points[:, 0], y[..., None] - points[:, 1])
-    two = np.partition(distance, 1, axis=-1)[..., :2]
-    return two[..., 0] * count, two[..., 1] * count, distance.argmin(-1).astype(np.float64)
+    field: Array = np.fft.ifft2(np.fft.fft2(random.normal(size=shape)) * spectrum).real
+    return np.asarray((field - field.mean()) / field.std())
 
 
 def stripes(x: Array, y: Array, random: Generator, waves: float, angle: float, sharp: bool) -> Array:
@@ -105,21 +96,18 @@ def parquet(x: Array, y: Array, random: Generator, blocks: float, boards: int) -
     return np.where(upright, (across * boards) % 1, (down * boards) % 1)
 
 
-def zigzag(x: Array, y: Array, random: Generator, waves: float, height: float, sharp: bool) -> Array:
-    return _wave(y * waves / 2 + height * abs((x * waves / 4) % 1 - 0.5), sharp)
+def zigzag(x: Array, y: Array, random: Generator, waves: float, height: float) -> Array:
+    return _wave(y * waves / 2 + height * abs((x * waves / 4) % 1 - 0.5), sharp=True)
 
 
-def pebbles(x: Array, y: Array, random: Generator, count: int, look: str) -> Array:
-    near, second, number = _cells(x, y, random, count)
-    if look == "cracks":
-        return np.clip((second - near) * 2, 0, 1)
-    if look == "glass":
-        return number * 0.618 % 1
-    return np.clip(1 - near * 0.9, 0, 1)
-
-
-def ripples(x: Array, y: Array, random: Generator, waves: float, bend: float) -> Array:
-    return _wave(y * waves / 2 + bend * np.sin(2 * np.pi * (x + random.uniform())))
+def pebbles(x: Array, y: Array, random: Generator, count: int, jointed: bool) -> Array:
+    corners = np.stack(np.meshgrid(np.arange(-2, count + 2), np.arange(-2, count + 2)), axis=-1).reshape(-1, 2)
+    points = (corners + random.uniform(0.1, 0.9, corners.shape)) / count * 2 - 1
+    distance = np.hypot(x[..., None] - points[:, 0], y[..., None] - points[:, 1])
+    if not jointed:
+        return distance.argmin(-1) * 0.618 % 1  # neighbours differ in brightness
+    nearest = np.partition(distance, 1, axis=-1)
+    return np.clip((nearest[..., 1] - nearest[..., 0]) * 2 * count, 0, 1)
 
 
 def spiral(x: Array, y: Array, random: Generator, arms: int, waves: float) -> Array:
@@ -148,10 +136,10 @@ def spots(x: Array, y: Array, random: Generator, waves: float, share: float, rin
     return ((abs(field - share) < 0.45) if ring else (field > share)).astype(np.float64)
 
 
-def scratches(x: Array, y: Array, random: Generator, waves: float, stretch: float, crossed: bool) -> Array:
-    field = abs(_noise(x.shape, random, waves, 0.3, stretch))
-    other = abs(_noise(x.shape, random, waves, 0.3, 1 / stretch)) if crossed else field
-    return np.clip(np.minimum(field, other) * 1.5, 0, 1)
+def scratches(x: Array, y: Array, random: Generator, waves: float, look: str) -> Array:
+    stretches = {"upright": (0.1,), "level": (8.0,), "crossed": (0.1, 8.0)}[look]
+    fields = [abs(_noise(x.shape, random, waves, 0.3, stretch)) for stretch in stretches]
+    return np.clip(np.min(fields, axis=0) * 1.5, 0, 1)
 
 
 def houndstooth(x: Array, y: Array, random: Generator, count: float, slant: float) -> Array:
@@ -163,7 +151,7 @@ def houndstooth(x: Array, y: Array, random: Generator, count: float, slant: floa
 # Per domain: families, each with the values of its parameters; every combination is a class.
 TEXTURE_DOMAINS: dict[str, tuple[tuple[Family, tuple[tuple[float | str, ...], ...]], ...]] = {
     "patterns": (
-        (stripes, ((4, 7, 11), (0, 45, 90, 135), (False, True))),
+        (stripes, ((3, 5, 8), (0, 45, 90, 135), (False, True))),
         (checks, ((3, 5, 8), (False, True))),
         (dots, ((4, 6, 9), (0.22, 0.38), (False, True))),
         (clouds, ((2, 4, 8), (0.2, 1, 5))),
@@ -177,17 +165,16 @@ TEXTURE_DOMAINS: dict[str, tuple[tuple[Family, tuple[tuple[float | str, ...], ..
         (parquet, ((3, 5), (2, 3, 4))),
     ),
     "minerals": (
-        (zigzag, ((4, 8), (0.7, 1.6), (False, True))),
-        (pebbles, ((3, 5, 8), ("cracks", "glass", "domes"))),
-        (ripples, ((4, 8), (0.2, 0.6))),
+        (zigzag, ((3, 5, 8), (0.7, 1.6))),
+        (pebbles, ((3, 5, 7, 10), (False, True))),
         (spiral, ((1, 2, 4), (3, 7))),
     ),
     "fabrics": (
         (plaid, ((3, 5), (0.2, 0.4), (3, 4))),
-        (marble, ((3, 6), (0.25, 0.7))),
+        (marble, ((4, 10), (0.15, 0.35))),
         (wood, ((3, 6), (0.4, 1.2))),
-        (spots, ((4, 7), (-0.3, 0.7), (False, True))),
-        (scratches, ((4, 8), (0.1, 8), (False, True))),
+        (spots, ((4, 7), (0.0, 0.9), (False, True))),
+        (scratches, ((4, 8), ("upright", "level", "crossed"))),
         (houndstooth, ((3, 6), (-1, 1))),
     ),
 }

@@ -159,7 +159,8 @@ FLAG_DOMAINS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]]
 def shape_domain(name: str) -> Domain:
     """The domain of shapes called `name`, 20 images a class: size, turn, position, tone and light differ.
 
-    Every second of all combinations is a class, so that no single property tells the classes apart.
+    Every second of all combinations is a class, so that no single property tells the classes apart. Training changes
+    nothing about the images: shape, size of the parts and colours are the class.
     """
     shapes, fills, pairs = SHAPE_DOMAINS[name]
     combinations = [
@@ -180,7 +181,10 @@ def shape_domain(name: str) -> Domain:
 
 
 def flag_domain(name: str) -> Domain:
-    """The domain of flags called `name`, 20 images a class: size, turn, position, tone and light differ."""
+    """The domain of flags called `name`, 20 images a class: size, turn, position, tone and light differ.
+
+    Training changes nothing about the images: the colours and their places are the class.
+    """
     layouts, triples = FLAG_DOMAINS[name]
     return Domain(
         name=name,

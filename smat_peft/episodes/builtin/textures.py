@@ -181,7 +181,10 @@ TEXTURE_DOMAINS: dict[str, tuple[tuple[Family, tuple[tuple[float | str, ...], ..
 
 
 def texture_domain(name: str) -> Domain:
-    """The domain of textures called `name`, 20 images a class: colours, phase, turn and scale differ."""
+    """The domain of textures called `name`, 20 images a class: colours, phase, turn and scale differ.
+
+    Training crops nothing and mirrors nothing: scale and direction are what some classes differ in.
+    """
     return Domain(
         name=name,
         class_images={

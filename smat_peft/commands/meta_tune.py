@@ -1,4 +1,4 @@
-"""Meta-tune an adapter over many few-shot tasks, evaluate it, and leave it in a folder.
+r"""Meta-tune an adapter over many few-shot tasks, evaluate it, and leave it in a folder.
 
 Without arguments this is the demo: the packaged backbone and the built-in images, in a few minutes on two CPU cores:
 
@@ -6,7 +6,7 @@ Without arguments this is the demo: the packaged backbone and the built-in image
 
 Any vision model of the Hub on folders of one's own images (each a domain with a folder for each class):
 
-    accelerate launch examples/meta_tune.py --model_name_or_path facebook/dinov2-small \\
+    accelerate launch examples/meta_tune.py --model_name_or_path facebook/dinov2-small \
         --train_domains "folder:data/train/*" --ood_domains "folder:data/other/*" --output_dir outputs/mine
 
 A YAML file of arguments may come first; arguments on the command line go before its own:
@@ -123,7 +123,7 @@ Arguments = tuple[MetaTuningArguments, ModelArguments, DataArguments, LaunchArgu
 def parse(argv: Sequence[str]) -> Arguments:
     """Arguments from the command line, a YAML file named first on it, or both; the demo's where there are none."""
     parser = HfArgumentParser(
-        (MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments),  # type: ignore[arg-type]
+        (MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments),
         description=__doc__,
         formatter_class=HelpFormatter,
         prog="meta_tune",
@@ -237,9 +237,9 @@ def _create_episodes(
     entries: Sequence[EvaluationDomain], data: DataArguments, arguments: MetaTuningArguments, transform: ImageTransform
 ) -> tuple[EpisodeSampler, FixedEpisodes]:
     domains = [entry.domain for entry in entries if entry.role == "id"]
-    limits = {"max_ways": data.max_ways, "max_support": data.max_support, "transform": transform}
+    limits: dict[str, Any] = {"max_ways": data.max_ways, "max_support": data.max_support, "transform": transform}
     train = EpisodeSampler(domains, "train", data.ways, data.shots, data.queries, arguments.seed, **limits)
-    shape = {"ways": data.evaluation_ways, "shots": data.evaluation_shots, "queries": data.queries}
+    shape: dict[str, Any] = {"ways": data.evaluation_ways, "shots": data.evaluation_shots, "queries": data.queries}
     return train, FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **limits)
 
 

@@ -33,7 +33,7 @@ def format_plan(
         f"Backbone   {backbone}, feature of {learner.config.feature_dim} values, "
         f"images {transform.size[1]} x {transform.size[0]}",
         f"Adapter    {experts} {'expert' if experts == 1 else 'experts'} over {_count(size)} parameters: "
-        f"{_count(learned)} learned values, {_bytes(BYTES * learned)}; {_bytes(state)} with their gradients and momentum",
+        f"{_count(learned)} learned values, {_bytes(BYTES * learned)}; with gradients and momentum {_bytes(state)}",
         f"Run        {arguments.max_steps} updates of {arguments.episodes_per_step} episodes, seed {arguments.seed}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} with {threads} threads, precision {precision}",
         f"Time       {seconds:.2f} s an update without loading images, {_duration(left)} for training",

@@ -3,11 +3,26 @@
 Importing this package teaches PEFT the method.
 """
 
-from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.model import SMATModel
-from smat_peft.tuner.registration import register
+from smat_peft.episodes import Domain, Episode, EpisodeSampler, load_domain
+from smat_peft.evaluation import evaluate
+from smat_peft.few_shot import FewShotClassifier
+from smat_peft.meta_tuning import MetaLearner, MetaTrainer, MetaTuningArguments
+from smat_peft.tuner import SMATConfig, SMATModel, register
 from smat_peft.version import __version__
 
 register()
 
-__all__ = ["SMATConfig", "SMATModel", "__version__"]
+__all__ = [
+    "Domain",
+    "Episode",
+    "EpisodeSampler",
+    "FewShotClassifier",
+    "MetaLearner",
+    "MetaTrainer",
+    "MetaTuningArguments",
+    "SMATConfig",
+    "SMATModel",
+    "__version__",
+    "evaluate",
+    "load_domain",
+]

@@ -20,7 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = ("experts", "episodes", "tuner", "meta_tuning", "few_shot", "evaluation", "sharing", "commands")
 WITHOUT_TRAINING = ("experts", "episodes")
-FOUNDATIONS = ("errors", "version")  # any room may import them, and they import no room
+FOUNDATIONS = ("assets", "errors", "version")  # any room may import them, and they import no room
 PICKLERS = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
 
 
@@ -93,6 +93,7 @@ def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
         ("smat_peft.evaluation.protocol", "from smat_peft import SMATConfig"),
         ("smat_peft.sharing.packed", "import smat_peft.meta_tune"),
         ("smat_peft.errors", "from smat_peft.experts import gates"),
+        ("smat_peft.assets.__init__", "from smat_peft.few_shot.loading import load_backbone"),
     ],
 )
 def test_an_import_against_the_order_is_seen(module: str, line: str) -> None:
@@ -110,6 +111,7 @@ def test_an_import_against_the_order_is_seen(module: str, line: str) -> None:
         ("smat_peft.__init__", "from smat_peft.tuner import SMATConfig"),
         ("smat_peft.meta_tune", "from smat_peft.commands.meta_tune import main"),
         ("smat_peft.episodes.domain", "from smat_peft.errors import DataError"),
+        ("smat_peft.few_shot.loading", "from smat_peft.assets import backbone_source"),
     ],
 )
 def test_an_import_along_the_order_is_allowed(module: str, line: str) -> None:

@@ -66,6 +66,10 @@ class MetaTrainer:
         validation: Fixed episodes of validation classes; the adapter that does best on them is kept.
         accelerator: Made from the launcher's environment where not given.
 
+    Raises:
+        ConfigurationError: The episodes of an update cannot be spread evenly over the processes.
+        CheckpointError: The checkpoint to resume from is missing or damaged, or of a run with other arguments.
+
     Example:
         ```py
         >>> trainer = MetaTrainer(model, MetaTuningArguments(max_steps=100), EpisodeSampler(...), validation=[...])
@@ -109,6 +113,8 @@ class MetaTrainer:
         self.skipped = self.skipped_in_a_row = 0
         self.log: list[dict[str, Any]] = []
         self._window: list[dict[str, float]] = []
+        if arguments.resume_from_checkpoint:
+            self.resume(find_checkpoint(self.output_dir, arguments.resume_from_checkpoint))
 
     @property
     def output_dir(self) -> Path:
@@ -121,13 +127,11 @@ class MetaTrainer:
         """Run to `max_steps` and leave the model with the adapter that validated best; returns the log.
 
         Raises:
-            CheckpointError: Where the output directory holds another run, or a checkpoint cannot be resumed from.
+            CheckpointError: Where the output directory holds another run.
             SmatError: After `max_skipped_steps` updates in a row whose loss was not finite.
         """
         arguments = self.arguments
-        if arguments.resume_from_checkpoint:
-            self.resume(find_checkpoint(self.output_dir, arguments.resume_from_checkpoint))
-        else:
+        if not arguments.resume_from_checkpoint:
             refuse_other_run(self.output_dir)
         bar = tqdm(
             total=arguments.max_steps,

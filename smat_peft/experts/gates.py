@@ -47,15 +47,20 @@ def stretch(sigmoid: Tensor) -> Tensor:
     return (sigmoid * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW).clamp_(0.0, 1.0)
 
 
+def by_expert(gates: Tensor) -> Tensor:
+    """Gates `[M, *gate_shape]` as a matrix with one row an expert; a scalar parameter's `[M]` has rows of one."""
+    return gates.unsqueeze(-1).flatten(1)
+
+
 def open_gates(logits: Tensor, temperature: float) -> Tensor:
     """How many gates of each expert are above 0, `[M]`; no gradient."""
     with torch.no_grad():
-        return torch.count_nonzero(gate_values(logits, temperature).flatten(1), dim=1)
+        return torch.count_nonzero(by_expert(gate_values(logits, temperature)), dim=1)
 
 
 def expected_open_gates(logits: Tensor) -> Tensor:
     """Expected number of open gates of each expert under the training noise, `[M]`, differentiable (METHOD 2)."""
-    return torch.sigmoid(logits + EXPECTED_L0_SHIFT).flatten(1).sum(1)
+    return by_expert(torch.sigmoid(logits + EXPECTED_L0_SHIFT)).sum(1)
 
 
 def clamp_gates_(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from smat_peft.experts.gates import STRETCH_HIGH, STRETCH_LOW, gate_values, stretch
+from smat_peft.experts.gates import STRETCH_HIGH, STRETCH_LOW, by_expert, gate_values, stretch
 
 
 def interpolate(
@@ -57,20 +57,21 @@ class _Interpolate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         delta, gate_logits, weights = ctx.saved_tensors
         needs_base, needs_delta, needs_gates, needs_weights, _ = ctx.needs_input_grad
-        gradient = gradients[0].to(delta.dtype)
-        sigmoid = torch.sigmoid(gate_logits / ctx.temperature)
-        values = stretch(sigmoid)
         grad_base = gradients[0] if needs_base else None
         grad_delta = grad_gates = grad_weights = None
-        if needs_delta:
-            grad_delta = torch.tensordot(weights, values, dims=1) * gradient
-        if needs_gates or needs_weights:
-            per_gate = (delta * gradient).sum_to_size(gate_logits.shape[1:])
-        if needs_weights:
-            grad_weights = values.flatten(1) @ per_gate.flatten()
-        if needs_gates:
-            # d value / d logit, zero where the stretched sigmoid is clipped
-            slope = (sigmoid * (1 - sigmoid)).mul_((STRETCH_HIGH - STRETCH_LOW) / ctx.temperature)
-            slope.mul_((values > 0) & (values < 1))
-            grad_gates = slope.mul_(per_gate).mul_(weights.view(-1, *(1 for _ in per_gate.shape)))
+        with torch.autocast(delta.device.type, enabled=False):  # a backward pass may be called under autocast
+            gradient = gradients[0].to(delta.dtype)
+            sigmoid = torch.sigmoid(gate_logits / ctx.temperature)
+            values = stretch(sigmoid)
+            if needs_delta:
+                grad_delta = torch.tensordot(weights, values, dims=1) * gradient
+            if needs_gates or needs_weights:
+                per_gate = (delta * gradient).sum_to_size(gate_logits.shape[1:])
+            if needs_weights:
+                grad_weights = by_expert(values) @ per_gate.flatten()
+            if needs_gates:
+                # d value / d logit, zero where the stretched sigmoid is clipped
+                slope = (sigmoid * (1 - sigmoid)).mul_((STRETCH_HIGH - STRETCH_LOW) / ctx.temperature)
+                slope.mul_((values > 0) & (values < 1))
+                grad_gates = slope.mul_(per_gate).mul_(weights.view(-1, *(1 for _ in per_gate.shape)))
         return grad_base, grad_delta, grad_gates, grad_weights, None

@@ -1,0 +1,112 @@
+"""SMATConfig: what it refuses, and that it travels whole."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftConfig
+
+from smat_peft import SMATConfig
+from smat_peft.errors import ConfigurationError
+
+CHANGED: dict[str, Any] = {
+    "num_experts": 3,
+    "target_sparsity": 0.5,
+    "sparsity_pattern": "random",
+    "gate_granularity": "structured",
+    "gate_init_std": 0.25,
+    "gate_eval": "train",
+    "router_pooling": "first",
+    "router_heads": 2,
+    "router_mlp_ratio": 1.5,
+    "router_skill_tokens": 0,
+    "router_spectral_norm": False,
+    "router_temperature": (4.0, 1.0),
+    "router_temperature_episodes": 7,
+    "feature": "mean",
+    "feature_dim": 16,
+    "target_modules": {"q_proj", "k_proj"},
+    "exclude_modules": {"pooler"},
+    "layers_to_transform": [0, 1],
+    "layers_pattern": ["layers"],
+    "modules_to_save": ["classifier"],
+    "init_weights": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_experts", 0),
+        ("target_sparsity", 1.0),
+        ("target_sparsity", -0.1),
+        ("target_sparsity", float("nan")),
+        ("sparsity_pattern", "checkerboard"),
+        ("gate_granularity", "row"),
+        ("gate_init_std", -1.0),
+        ("gate_eval", "eval"),
+        ("router_pooling", "max"),
+        ("router_heads", 0),
+        ("router_mlp_ratio", 0.0),
+        ("router_skill_tokens", -1),
+        ("router_temperature", (0.5, 5.0)),
+        ("router_temperature", (5.0, 0.0)),
+        ("router_temperature_episodes", 0),
+        ("feature_dim", 0),
+    ],
+)
+def test_a_field_out_of_range_is_named_with_what_would_be_right(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"SMATConfig: {name} must be .*, got "):
+        SMATConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["layers_to_transform", "layers_pattern"])
+def test_layers_are_not_chosen_twice(name: str) -> None:
+    value: Any = [0] if name == "layers_to_transform" else "layers"
+    with pytest.raises(ConfigurationError, match=rf"`{name}` needs `target_modules` to be a list"):
+        SMATConfig(target_modules=".*", **{name: value})
+
+
+def test_every_field_survives_saving_and_loading(tmp_path: Path) -> None:
+    config = SMATConfig(**CHANGED)
+    defaults = SMATConfig()
+    assert all(getattr(config, name) != getattr(defaults, name) for name in CHANGED)
+    config.save_pretrained(tmp_path)
+    for loaded in (SMATConfig.from_pretrained(tmp_path), PeftConfig.from_pretrained(tmp_path)):
+        assert isinstance(loaded, SMATConfig)
+        for name, value in CHANGED.items():
+            assert getattr(loaded, name) == value, name
+            assert type(getattr(loaded, name)) is type(value), name
+
+
+def test_saving_does_not_change_the_configuration(tmp_path: Path) -> None:
+    config = SMATConfig(**CHANGED)
+    config.save_pretrained(tmp_path)
+    assert config == SMATConfig(**CHANGED)
+
+
+def test_a_saved_value_out_of_range_is_refused_on_loading(tmp_path: Path) -> None:
+    SMATConfig(num_experts=3).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace('"num_experts": 3', '"num_experts": 0'))
+    with pytest.raises(ConfigurationError, match="num_experts"):
+        SMATConfig.from_pretrained(tmp_path)
+
+
+def test_a_configuration_is_pickled_whole() -> None:
+    config = SMATConfig(**CHANGED)
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_target_lists_become_sets_and_expressions_stay() -> None:
+    assert SMATConfig(target_modules=["a", "b"]).target_modules == {"a", "b"}
+    assert SMATConfig(target_modules="all-linear").target_modules == "all-linear"
+
+
+def test_there_is_a_router_only_where_it_can_choose() -> None:
+    assert SMATConfig(feature_dim=16).has_router
+    assert not SMATConfig().has_router
+    assert not SMATConfig(feature_dim=16, sparsity_pattern="dense").has_router

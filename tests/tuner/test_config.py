@@ -11,6 +11,8 @@ from peft import PeftConfig
 
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
+from smat_peft.tuner.tasks import find_router
+from tests.tuner.backbones import BACKBONES
 
 CHANGED: dict[str, Any] = {
     "num_experts": 3,
@@ -110,3 +112,16 @@ def test_there_is_a_router_only_where_it_can_choose() -> None:
     assert SMATConfig(feature_dim=16).has_router
     assert not SMATConfig().has_router
     assert not SMATConfig(feature_dim=16, sparsity_pattern="dense").has_router
+
+
+def test_the_settings_of_the_router_reach_it() -> None:
+    settings = {name: CHANGED[name] for name in CHANGED if name.startswith("router_")}
+    router = find_router(BACKBONES["vit"].adapted(**settings)).router("default")  # type: ignore[union-attr]
+    assert router is not None
+    assert router.pooling == "first"
+    assert router.heads == 2
+    assert router.fc1_weight.shape == (24, 16)
+    assert router.skill_tokens.shape == (1, 0, 16)
+    assert not router.spectral_norm
+    assert router.temperature_range == (4.0, 1.0)
+    assert router.temperature_episodes == 7

@@ -126,7 +126,7 @@ def test_a_task_inside_another_gives_way_to_it_again(backbone: Backbone) -> None
             assert not torch.equal(outputs(model, IMAGES), before)
         assert torch.equal(outputs(model, IMAGES), before)
         with pytest.raises(RuntimeError), model.task(WEIGHTS.flip(0)):
-            outputs(model, IMAGES[:, :, :3])  # too small for a patch
+            outputs(model, IMAGES[:, :, :3])
         assert torch.equal(outputs(model, IMAGES), before)
 
 
@@ -391,6 +391,17 @@ def test_a_disabled_adapter_changes_nothing_on_a_task_or_off_it(backbone: Backbo
     assert torch.equal(outputs(model, IMAGES), expected)
 
 
+@torch.no_grad()
+def test_a_call_that_fails_leaves_the_weights_of_the_base_in_place(backbone: Backbone, on_task: bool) -> None:
+    model = backbone.adapted()
+    if on_task:
+        model.adapt(*task_images(1))
+    with pytest.raises(RuntimeError):
+        outputs(model, IMAGES[:, :, :3])  # too small for a patch
+    with model.disable_adapter():
+        assert torch.equal(outputs(model, IMAGES), outputs(backbone.base(), IMAGES))
+
+
 # ----- saving and loading -----
 
 
@@ -403,6 +414,7 @@ def test_a_loaded_adapter_equals_the_saved_one_to_the_bit(
     find_router(model).router("default").episodes_seen.fill_(9000)  # type: ignore[union-attr]
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(backbone.base(), tmp_path, adapter_name=adapter_name).eval()
+    assert find_router(loaded).router(adapter_name).episodes_seen == 9000  # type: ignore[union-attr]
     if on_task:
         for each in (model, loaded):
             each.adapt(*task_images(1))

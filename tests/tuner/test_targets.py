@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -86,6 +87,15 @@ def test_all_linear_chooses_the_same_for_a_second_adapter() -> None:
     model.add_adapter("other", SMATConfig(target_modules="all-linear"))
     model.set_adapter("other")
     assert set(model.interpolate(torch.ones(8))) == first
+
+
+@pytest.mark.parametrize("settings", [{}, {"layers_to_transform": [1]}, {"exclude_modules": ["q_proj"]}], ids=str)
+def test_a_saved_adapter_chooses_the_same_again(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = get_peft_model(classifier(), SMATConfig(num_experts=2, **settings))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(classifier(), tmp_path)
+    weights = torch.tensor([0.5, 0.5])
+    assert loaded.interpolate(weights).keys() == model.interpolate(weights).keys()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.commands.checks import check_image_size
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.episodes.folders import FORMATS, read_image, sub_folders
 from smat_peft.errors import ConfigurationError, DataError
@@ -71,6 +72,8 @@ def classify(argv: Sequence[str]) -> None:
     output: Path | None = arguments.output
     if output is not None and not output.absolute().parent.is_dir():
         raise DataError(f"--output {output}: there is no folder {output.absolute().parent}")
+    if output is not None and output.is_dir():
+        raise DataError(f"--output {output} is a folder; name a file in it")
     if arguments.batch_size < 1:
         raise ConfigurationError(f"--batch_size must be at least 1, got {arguments.batch_size}")
     skip = arguments.on_bad_image == "skip"
@@ -84,6 +87,7 @@ def classify(argv: Sequence[str]) -> None:
         batch_size=arguments.batch_size,
         device="cuda" if torch.cuda.is_available() else None,
     )
+    check_image_size(classifier.model, classifier.image_processor, arguments.model)
     classifier.fit(
         [path for paths in examples.values() for path in paths],
         [name for name, paths in examples.items() for _ in paths],

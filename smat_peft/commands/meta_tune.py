@@ -27,20 +27,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel, get_peft_model
 from transformers import HfArgumentParser
 
 from smat_peft.assets import DEMO_RECIPE
+from smat_peft.commands.checks import check_image_size, check_images, check_trackers, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.plan import format_plan
-from smat_peft.episodes.domain import Domain
+from smat_peft.commands.recipe import recipe_words
+from smat_peft.episodes.domain import MIN_CLASSES, Domain
 from smat_peft.episodes.domains import load_domains
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform, load_image_transform
 from smat_peft.episodes.sampling import EpisodeSampler, can_serve
-from smat_peft.errors import ConfigurationError, DataError
+from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.evaluation.plots import plot_curves
 from smat_peft.evaluation.predictors import SMAT, default_predictors, mean_expert_weights
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
@@ -54,6 +56,7 @@ from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.tasks import sparsity
 
 METHODS = ("smat", "dense")
+CARD, METRICS, CURVES = "README.md", "metrics.json", "curves.png"  # beside the adapter
 
 
 @dataclass
@@ -104,6 +107,11 @@ class DataArguments:
     evaluation_shots: int | None = field(default=None, metadata={"help": "Support images of a class in test episodes."})
     evaluation_seed: int = field(default=0, metadata={"help": "Seed of the test episodes."})
 
+    def __post_init__(self) -> None:
+        _require_at_least(self, 2, "ways", "evaluation_ways")
+        _require_at_least(self, 1, "shots", "evaluation_shots", "queries", "image_size")
+        _require_at_least(self, 0, "validation_episodes", "evaluation_episodes")
+
 
 @dataclass
 class LaunchArguments:
@@ -115,6 +123,17 @@ class LaunchArguments:
     report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers, such as tensorboard or wandb."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads a process; all cores by default."})
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "threads")
+        check_trackers(self.report_to)
+
+
+def _require_at_least(arguments: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigurationError(f"--{name} must be at least {least}, got {value}")
 
 
 Arguments = tuple[MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments]
@@ -131,23 +150,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     )
     words = list(argv)
     recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else None
-    if recipe is None and not any(word.split("=")[0] == "--train_domains" for word in words):
+    if recipe is None and not parser.parse_known_args(words)[0].train_domains:
         recipe = DEMO_RECIPE
     if recipe is not None:
-        parser.set_defaults(**_read_recipe(recipe, {action.dest for action in parser._actions}))
-    return parser.parse_args_into_dataclasses(words)
-
-
-def _read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigurationError(f"there is no recipe {path}; give a YAML file, or arguments that begin with --")
-    recipe = yaml.safe_load(path.read_text())
-    if not isinstance(recipe, dict):
-        raise ConfigurationError(f"{path} must hold arguments as `name: value`, one a line")
-    unknown = sorted(set(recipe) - known)
+        words = recipe_words(recipe, parser) + words
+    *parts, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:
-        raise ConfigurationError(f"{path} holds arguments that do not exist: {', '.join(unknown)}")
-    return recipe
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    meta_tuning, model, data, launch = parts
+    return meta_tuning, model, data, launch
 
 
 def meta_tune(argv: Sequence[str]) -> None:
@@ -156,39 +167,55 @@ def meta_tune(argv: Sequence[str]) -> None:
     output_dir = Path(arguments.output_dir)
     if not arguments.resume_from_checkpoint:
         refuse_other_run(output_dir)
-    accelerator = create_accelerator(
-        mixed_precision=launch.mixed_precision, log_with=launch.report_to or None, project_dir=str(output_dir)
-    )
+        _refuse_to_overwrite(output_dir)
+    accelerator = _create_accelerator(launch, output_dir)
     threads = launch.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     set_seed(arguments.seed)
 
     entries = _load_all_domains(data)
-    transform = load_image_transform(model_arguments.model_name_or_path, data.image_size)
     model = _create_model(model_arguments)
+    transform = load_image_transform(model_arguments.model_name_or_path, data.image_size)
+    check_image_size(model, transform, model_arguments.model_name_or_path)
     train, validation = _create_episodes(entries, data, arguments, transform)
+    measured = _measured(entries, data, transform)
     trainer = MetaTrainer(model, arguments, train, validation, accelerator=accelerator)
-    plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, threads)
+    plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, measured, threads)
     accelerator.print(plan)
     if launch.dry_run:
         return
 
+    make_output_dir(output_dir)
     if launch.report_to:
         settings = vars(arguments) | vars(model_arguments) | vars(data)
         accelerator.init_trackers("smat_peft", {name: str(value) for name, value in settings.items()})
     started = time.perf_counter()
     trainer.train()
     trainer.save_model()
-    accelerator.end_training()
+    accelerator.end_training()  # the other processes need not wait for the evaluation
     if accelerator.is_main_process:
         seconds = time.perf_counter() - started
-        plot_curves(trainer.log, output_dir / "curves.png")
-        evaluation = _evaluate(model, entries, data, model_arguments, transform, validation)
+        plot_curves(trainer.log, output_dir / CURVES)
+        evaluation = _evaluate(model, measured, data, model_arguments, transform, validation)
         if evaluation is not None:
             accelerator.print("\n" + format_report(evaluation))
         _write_results(output_dir, model, (arguments, model_arguments, data, launch), trainer, evaluation, seconds)
         accelerator.print(f"\nEverything is in {output_dir}")
-    accelerator.wait_for_everyone()
+
+
+def _refuse_to_overwrite(output_dir: Path) -> None:
+    for name in (CARD, METRICS, CURVES):
+        if (output_dir / name).exists():
+            raise CheckpointError(f"{output_dir / name} would be overwritten; choose another --output_dir")
+
+
+def _create_accelerator(launch: LaunchArguments, output_dir: Path) -> Accelerator:
+    try:
+        return create_accelerator(
+            mixed_precision=launch.mixed_precision, log_with=launch.report_to or None, project_dir=str(output_dir)
+        )
+    except ValueError as error:  # such as half precision on a device that has none
+        raise ConfigurationError(f"--mixed_precision {launch.mixed_precision}: {error}") from error
 
 
 def _load_all_domains(data: DataArguments) -> list[EvaluationDomain]:
@@ -207,6 +234,14 @@ def _load_all_domains(data: DataArguments) -> list[EvaluationDomain]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(f"domains named in more than one role: {', '.join(repeated)}; keep each in one")
+    if all(entry.role != "id" for entry in entries):
+        found = ", ".join(f"{entry.domain.name} {len(entry.domain.classes('train'))}" for entry in entries) or "none"
+        raise DataError(
+            f"--train_domains must name a domain with at least {MIN_CLASSES} training classes; domains and their "
+            f"training classes: {found}"
+        )
+    if data.on_bad_image == "error":
+        check_images(entry.domain for entry in entries)
     return entries
 
 
@@ -243,16 +278,27 @@ def _create_episodes(
     return train, FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **limits)
 
 
+def _measured(
+    entries: Sequence[EvaluationDomain], data: DataArguments, transform: ImageTransform
+) -> list[EvaluationDomain]:
+    """The domains with enough classes to test on; an error now if their episodes could not be drawn after training."""
+    if not data.evaluation_episodes:
+        return []
+    measured = [entry for entry in entries if can_serve(entry.domain, entry.split, data.evaluation_ways)]
+    for _, domain, split in measured:
+        EpisodeSampler([domain], split, data.evaluation_ways, data.evaluation_shots, data.queries, transform=transform)
+    return measured
+
+
 def _evaluate(
     model: PeftModel,
-    entries: Sequence[EvaluationDomain],
+    measured: Sequence[EvaluationDomain],
     data: DataArguments,
     arguments: ModelArguments,
     transform: ImageTransform,
     validation: FixedEpisodes,
 ) -> Evaluation | None:
-    measurable = [entry for entry in entries if can_serve(entry.domain, entry.split, data.evaluation_ways)]
-    if not data.evaluation_episodes or not measurable:
+    if not measured:
         return None
     mean = mean_expert_weights(model, validation) if arguments.method == "smat" and len(validation) else None
     predictors = default_predictors(model, mean_experts=mean)
@@ -260,7 +306,7 @@ def _evaluate(
         predictors = {"backbone": predictors["backbone"], "dense": predictors[SMAT]}
     return evaluate(
         predictors,
-        measurable,
+        measured,
         transform=transform,
         episodes=data.evaluation_episodes,
         ways=data.evaluation_ways,
@@ -291,7 +337,7 @@ def _write_results(
         "versions": {name: version(name) for name in ("smat_peft", "torch", "peft", "transformers", "accelerate")},
         "log": trainer.log,
     }
-    (output_dir / "metrics.json").write_text(json.dumps(results, indent=1))
+    (output_dir / METRICS).write_text(json.dumps(results, indent=1))
     model_arguments = arguments[1]
     method = "dense" if model_arguments.method == "dense" else SMAT
     write_model_card(

@@ -19,9 +19,10 @@ def format_plan(
     backbone: str,
     transform: ImageTransform,
     entries: Sequence[EvaluationDomain],
+    measured: Sequence[EvaluationDomain],
     threads: int,
 ) -> str:
-    """The plan as text; tries one update to say how long they take."""
+    """The plan as text, with `measured` the domains to test on; tries one update to say how long they take."""
     arguments, learner, accelerator = trainer.arguments, trainer.learner, trainer.accelerator
     experts, size = learner.config.num_experts, adapted_size(learner.model)
     learned = sum(parameter.numel() for parameter in trainer.groups.all().values())
@@ -40,7 +41,21 @@ def format_plan(
         "",
         _domain_table(entries),
     ]
-    return "\n".join(lines)
+    notes = _what_is_left_out(trainer, entries, measured)
+    return "\n".join([*lines, "", *notes] if notes else lines)
+
+
+def _what_is_left_out(
+    trainer: MetaTrainer, entries: Sequence[EvaluationDomain], measured: Sequence[EvaluationDomain]
+) -> list[str]:
+    notes = []
+    if not trainer.validation_episodes or not trainer.arguments.validation_steps:
+        notes.append("There is no validation: the adapter of the last update is kept, whether or not it is the best.")
+    names = [entry.domain.name for entry in measured]
+    left_out = [entry.domain.name for entry in entries if entry.domain.name not in names]
+    if left_out:
+        notes.append(f"Not tested on {', '.join(left_out)}: too few test classes for an episode, or none are wanted.")
+    return notes
 
 
 def _domain_table(entries: Sequence[EvaluationDomain]) -> str:

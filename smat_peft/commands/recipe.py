@@ -1,0 +1,63 @@
+"""A recipe: a YAML file of a command's arguments."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smat_peft.errors import ConfigurationError
+
+
+def recipe_words(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """A recipe as the words of a command line, so that the parser checks types and choices as it does for those.
+
+    Args:
+        path: Arguments as `name: value`, one a line. A value may be a list; `null` leaves an argument at its default.
+        parser: Knows the arguments.
+
+    Raises:
+        ConfigurationError: The file is missing or no YAML, or holds an unknown argument or a value of a wrong type.
+    """
+    if not path.is_file():
+        raise ConfigurationError(f"there is no recipe {path}; give a YAML file, or arguments that begin with --")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise ConfigurationError(f"{path} must hold arguments as `name: value`, one a line")
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    unknown = sorted(str(name) for name in recipe if name not in actions)
+    if unknown:
+        raise ConfigurationError(f"{path} holds arguments that do not exist: {', '.join(unknown)}")
+    try:
+        words = [word for name, value in recipe.items() for word in _words(actions[name], value)]
+        parser.exit_on_error = False
+        parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    finally:
+        parser.exit_on_error = True
+    return words
+
+
+def _words(action: argparse.Action, value: Any) -> list[str]:
+    if value is None or value == []:
+        return []
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(each, dict | list | None) for each in values):
+        raise argparse.ArgumentError(action, f"a value or a list of values is wanted, got {value!r}")
+    if not isinstance(value, list):
+        return [f"--{action.dest}={_word(value)}"]
+    if action.nargs != "+":
+        raise argparse.ArgumentError(action, f"one value is wanted, got the list {value!r}")
+    return [f"--{action.dest}", *map(_word, value)]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):  # YAML reads the word `no` as a truth value, and it is also a choice of mixed_precision
+        return "yes" if value else "no"
+    return str(value)

@@ -54,8 +54,11 @@ def _one_line_errors(what: str) -> Iterator[None]:
     """The loader's own error, which may run over many lines, as one line that says what was being loaded."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"cannot load {what}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # what a loader raises depends on which part of a checkpoint is broken, and how
+        reason = " ".join(str(error).split())
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise CheckpointError(f"cannot load {what}: {reason}") from error
 
 
 @contextmanager

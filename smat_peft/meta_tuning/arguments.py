@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,13 +51,19 @@ class MetaTuningArguments:
 
     validation_steps: int = _argument(500, "Validate every so many updates, and at the end; 0: never.")
     checkpointing_steps: int = _argument(500, "Write a checkpoint every so many updates; 0: never.")
-    save_total_limit: int | None = _argument(2, "Checkpoints to keep.")
+    save_total_limit: int | None = _argument(2, "Checkpoints to keep; 0: all.")
     resume_from_checkpoint: str | None = _argument(None, "'latest', or the folder of a checkpoint, to go on from.")
     logging_steps: int = _argument(10, "Average and log the figures of so many updates.")
     max_skipped_steps: int = _argument(5, "Stop after so many updates in a row whose loss was not finite.")
     dataloader_num_workers: int = _argument(0, "Processes that load episodes ahead.")
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():  # an infinite norm is one that never clips
+            finite = not isinstance(value, float) or math.isfinite(value) or name.startswith("max_")
+            self._require(finite, name, "a finite number")
+        self._require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)")
+        for name, least in (("warmup_steps", 0), ("lr_decay_steps", 1), ("temperature_episodes", 1)):
+            self._require(getattr(self, name) is None or getattr(self, name) >= least, name, f"at least {least}")
         for name in ("max_steps", "episodes_per_step", "lr_interval", "logging_steps", "max_skipped_steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in (
@@ -70,6 +77,8 @@ class MetaTuningArguments:
             self._require(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
         for name in ("logit_scale", "distillation_temperature", "max_gate_grad_norm", "max_router_grad_norm"):
             self._require(getattr(self, name) > 0, name, "above 0")
+        self._require((self.save_total_limit or 0) >= 0, "save_total_limit", "at least 0")
+        self._require(self.output_dir != "", "output_dir", "the name of a folder")
         self._require(0 <= self.delta_momentum < 1, "delta_momentum", "in [0, 1)")
 
     @property

@@ -56,11 +56,18 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
-    manifest = json.loads(manifest_path.read_text())
-    if manifest["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{folder} was written by a newer smat_peft (format {manifest['format_version']})")
-    for name in (TENSORS, STATE):
-        path, written = folder / name, manifest["files"][name]
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        written_by, files = (
+            int(manifest["format_version"]),
+            {name: manifest["files"][name] for name in (TENSORS, STATE)},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{manifest_path} is damaged; resume from another checkpoint") from error
+    if written_by > FORMAT_VERSION:
+        raise CheckpointError(f"{folder} was written by a newer smat_peft (format {written_by})")
+    for name, written in files.items():
+        path = folder / name
         if not path.is_file() or path.stat().st_size != written["size"] or _digest(path) != written["sha256"]:
             raise CheckpointError(f"{path} is not what was written; resume from another checkpoint")
     return load_file(folder / TENSORS), json.loads((folder / STATE).read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,6 +55,19 @@ class Episodes(Protocol):
     """Training episodes by their number, such as an [`EpisodeSampler`]."""
 
     def __getitem__(self, index: int) -> Episode: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _ErrorsAsValues:
+    """Episodes whose errors are handed over: raised in a loading process, they would arrive with its traceback."""
+
+    episodes: Episodes
+
+    def __getitem__(self, index: int) -> Episode | SmatError:
+        try:
+            return self.episodes[index]
+        except SmatError as error:
+            return error
 
 
 class MetaTrainer:
@@ -188,7 +202,9 @@ class MetaTrainer:
         return warmup_cosine(start, arguments.learning_rate_warmup, end)
 
     def measure_seconds(self) -> float:
-        """Seconds of one update, by trying the first; everything is left as it was."""
+        """Seconds of one update, by trying the next, or 0 where none is left; everything is left as it was."""
+        if self.step >= self.arguments.max_steps:
+            return 0.0
         arrays = [*self.learner.buffers(), self.learner.multipliers]
         before = [array.detach().clone() for array in arrays]
         episodes = next(self._batches())
@@ -264,7 +280,11 @@ class MetaTrainer:
 
     @torch.no_grad()
     def _load_model_tensors(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        for name, tensor in self._model_tensors().items():
+        own = self._model_tensors()
+        unknown = sorted(name for name in tensors if name.startswith(MODEL) and name not in own)
+        if unknown:
+            raise CheckpointError(f"{folder} is of another model or adapter: this one has no {unknown[0]}")
+        for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise CheckpointError(f"{folder} is of another model or adapter: {name} is missing or of another shape")
             tensor.copy_(tensors[name])
@@ -279,14 +299,16 @@ class MetaTrainer:
             arguments.max_steps * arguments.episodes_per_step,
             processes,
         )
-        loader: DataLoader[Episode] = DataLoader(
-            self.train_episodes,  # type: ignore[arg-type]
+        loader: DataLoader[Episode | SmatError] = DataLoader(
+            _ErrorsAsValues(self.train_episodes),  # type: ignore[arg-type]
             batch_size=None,
             sampler=numbers,
             num_workers=arguments.dataloader_num_workers,
         )
         batch: list[Episode] = []
         for episode in loader:
+            if isinstance(episode, SmatError):
+                raise episode
             batch.append(episode.to(self.accelerator.device))
             if len(batch) == arguments.episodes_per_step // processes:
                 yield batch
@@ -333,8 +355,10 @@ class MetaTrainer:
         if self.best_score is None or score > self.best_score:
             self.best_score = score
             if self.accelerator.is_main_process:
-                save_checkpoint(self.output_dir / BEST, self.step, self._model_tensors(), {"score": score})
-                prune_checkpoints(self.output_dir / BEST, 1)
+                best = save_checkpoint(self.output_dir / BEST, self.step, self._model_tensors(), {"score": score})
+                for worse in checkpoints(self.output_dir / BEST):  # those of a run that was begun anew, too
+                    if worse != best:
+                        shutil.rmtree(worse)
             self.accelerator.wait_for_everyone()
 
     def _load_best(self) -> None:
@@ -375,11 +399,13 @@ def create_accelerator(**settings: Any) -> Accelerator:
 
 
 def refuse_other_run(output_dir: Path) -> None:
-    """Refuse to start a run where another one left its files.
+    """Refuse to start a run where another one left its files, or where no folder can be.
 
     Raises:
         CheckpointError: Says what to do instead.
     """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise CheckpointError(f"{output_dir} is a file; choose another folder")
     if checkpoints(output_dir) or (output_dir / "adapter_model.safetensors").exists():
         raise CheckpointError(
             f"{output_dir} holds another run; go on with --resume_from_checkpoint latest, or choose another folder"

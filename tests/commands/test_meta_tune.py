@@ -1,0 +1,302 @@
+"""`meta_tune`: what it leaves behind, how it goes on after an interruption, and how it runs under a launcher."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+
+from smat_peft.commands.classify import main as classify
+from smat_peft.commands.meta_tune import main
+from smat_peft.meta_tuning.trainer import MetaTrainer
+
+ROOT = Path(__file__).parents[2]
+ADAPTER = "adapter_model.safetensors"
+TINY = {
+    "max_steps": 4,
+    "episodes_per_step": 2,
+    "num_experts": 2,
+    "target_sparsity": 0.5,
+    "delta_lr": 0.1,
+    "gate_lr": 100.0,
+    "warmup_steps": 1,
+    "max_ways": 5,
+    "max_support": 10,
+    "queries": 2,
+    "logging_steps": 1,
+    "validation_steps": 2,
+    "validation_episodes": 1,
+    "checkpointing_steps": 2,
+    "evaluation_episodes": 3,
+    "evaluation_ways": 5,
+    "evaluation_shots": 1,
+    "threads": 1,
+}
+
+
+def words(world: Path, output: Path, **changes: Any) -> list[str]:
+    settings = {"model_name_or_path": world / "vit", "train_domains": f"folder:{world}/train/*", "output_dir": output}
+    settings |= TINY | {"ood_domains": f"folder:{world}/other"} | changes
+    return [f"--{name}={value}" for name, value in settings.items() if value is not None]
+
+
+def launch(command: list[str], folder: Path) -> str:
+    """Runs Python in an empty folder; returns what it printed."""
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def distance(ours: Path, theirs: Path) -> float:
+    """Largest distance of a tensor of two adapters, relative to its norm."""
+    one, other = load_file(ours / ADAPTER), load_file(theirs / ADAPTER)
+    assert one.keys() == other.keys()
+    pairs = [(one[name].double(), other[name].double()) for name in one]
+    return max(float((a - b).norm() / a.norm().clamp_min(1e-12)) for a, b in pairs)
+
+
+def metrics(output: Path) -> dict[str, Any]:
+    """The figures of a run, without times and without what tells a resumed run from another."""
+    figures = json.loads((output / "metrics.json").read_text())
+    figures.pop("training_seconds")
+    for name in ("output_dir", "resume_from_checkpoint"):
+        figures["settings"].pop(name)
+    return figures
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """The output directory of a run, and what it printed."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[str] = []
+        patch.setattr("builtins.print", lambda *texts, **_: printed.extend(map(str, texts)))
+        assert main(words(world, output)) == 0
+    return output, "\n".join(printed)
+
+
+def test_adapter_card_figures_and_curves_lie_in_the_output_directory(trained):
+    output, _ = trained
+    assert {path.name for path in output.iterdir()} == {
+        *(ADAPTER, "adapter_config.json", "README.md", "metrics.json", "curves.png"),
+        *("best", "checkpoint-2", "checkpoint-4"),
+    }
+    with Image.open(output / "curves.png") as curves:
+        colours = curves.convert("RGB").getcolors(1_000_000)
+    assert colours is not None
+    assert len(colours) > 10
+    assert json.loads((output / "adapter_config.json").read_text())["num_experts"] == 2
+
+
+def test_the_figures_written_are_the_figures_printed_and_those_of_the_card(trained):
+    output, printed = trained
+    figures = metrics(output)
+    card = ModelCard.load(output / "README.md")
+    assert list(figures["evaluation"]["domains"]) == ["green", "red", "other"]
+    for domain, found in figures["evaluation"]["domains"].items():
+        row = re.search(rf"^{domain} .*%?\d ± .*$", printed, re.MULTILINE)
+        assert row is not None
+        line = re.search(rf"^\| {domain} .*$", card.text, re.MULTILINE)
+        assert line is not None
+        for predictor in ("backbone", "SMAT"):
+            estimate = found["accuracy"][predictor]
+            text = f"{100 * estimate['mean']:.1f} ± {100 * estimate['half_width']:.1f}"
+            assert text in row[0]
+            assert text in line[0]
+        assert found["accuracy"]["SMAT"]["count"] == TINY["evaluation_episodes"]
+    listed = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    assert listed == {
+        name: round(found["accuracy"]["SMAT"]["mean"], 4) for name, found in figures["evaluation"]["domains"].items()
+    }
+
+
+def test_the_settings_on_the_card_are_a_recipe_for_the_same_run(trained, world, tmp_path, monkeypatch, capsys):
+    output, _ = trained
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((output / "README.md").read_text().split("```yaml\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    assert main([str(recipe), "--output_dir", "again"]) == 0
+    capsys.readouterr()
+    assert (tmp_path / "again" / ADAPTER).read_bytes() == (output / ADAPTER).read_bytes()
+    assert metrics(tmp_path / "again") == metrics(output)
+
+
+def test_the_plan_is_printed_before_the_first_update(world, tmp_path, monkeypatch, capsys):
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MetaTrainer, "update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(words(world, tmp_path / "run"))
+    plan = capsys.readouterr().out
+    assert re.search(r"2 experts over 7\.\d k parameters", plan)
+    assert "4 updates of 2 episodes" in plan
+    assert "on 1 x cpu with 1 threads, precision no" in plan
+    assert re.search(r"\d\.\d\d s an update", plan)
+    assert re.search(r"green +ID +5 +24/5/5 +4", plan)
+    assert re.search(r"other +test-OOD +6 +-/-/all +4", plan)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(world, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*words(world, tmp_path / "run"), "--dry_run"]) == 0
+    assert "4 updates of 2 episodes" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_plan_says_what_is_neither_validated_nor_tested(world, tmp_path, capsys):
+    assert main([*words(world, tmp_path, evaluation_episodes=0, validation_episodes=0), "--dry_run"]) == 0
+    plan = capsys.readouterr().out
+    assert "There is no validation" in plan
+    assert "Not tested on green, red, other" in plan
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_an_interrupted_run_ends_with_the_same_adapter_and_figures(trained, world, tmp_path, monkeypatch, stop_after):
+    output, run = trained[0], tmp_path / "run"
+    update, done = MetaTrainer.update, []
+
+    def interrupted(self: MetaTrainer, *arguments: Any) -> None:
+        if len(done) == stop_after:
+            raise KeyboardInterrupt
+        done.append(update(self, *arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrainer, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(words(world, run, checkpointing_steps=1))
+    assert main(words(world, run, checkpointing_steps=1, resume_from_checkpoint="latest")) == 0
+    assert (run / ADAPTER).read_bytes() == (output / ADAPTER).read_bytes()
+    resumed, undisturbed = metrics(run), metrics(output)
+    assert resumed["settings"].pop("checkpointing_steps") != undisturbed["settings"].pop("checkpointing_steps")
+    assert resumed == undisturbed
+
+
+def test_a_run_that_is_done_can_be_resumed_to_evaluate_it_again(trained, world, tmp_path):
+    run = tmp_path / "run"
+    assert main(words(world, run, evaluation_episodes=0)) == 0
+    assert metrics(run)["evaluation"] == {}
+    assert main(words(world, run, resume_from_checkpoint="latest")) == 0
+    assert metrics(run) == metrics(trained[0])
+
+
+def test_the_adapter_labels_a_folder_of_images(trained, world, tmp_path, capsys):
+    support, query = tmp_path / "support", tmp_path / "query"
+    for number in range(3):
+        (support / f"class{number:02}").mkdir(parents=True)
+        (query / f"class{number:02}").mkdir(parents=True)
+        for image, part in ((0, support), (1, query)):
+            source = world / "other" / f"class{number:02}" / f"{image}.png"
+            (part / f"class{number:02}" / "image.png").write_bytes(source.read_bytes())
+    adapter = ["--model", str(world / "vit"), "--adapter", str(trained[0])]
+    assert classify([str(support), str(query), *adapter]) == 0
+    assert "of 3 images" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_dense_meta_tuning_is_compared_with_the_backbone_alone(world, tmp_path, capsys):
+    assert main(words(world, tmp_path / "run", method="dense", max_steps=1)) == 0
+    assert re.search(r"domain +role +backbone +dense +difference", capsys.readouterr().out)
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert (config["num_experts"], config["sparsity_pattern"]) == (1, "dense")
+    assert list(metrics(tmp_path / "run")["evaluation"]["averages"]["id"]["accuracy"]) == ["backbone", "dense"]
+
+
+def test_a_recipe_comes_first_and_the_command_line_goes_before_it(world, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    settings = TINY | {"max_steps": 7, "seed": 3, "dry_run": True, "output_dir": str(tmp_path / "run"), "ways": None}
+    settings |= {"model_name_or_path": str(world / "vit"), "train_domains": [f"folder:{world / 'train' / 'red'}"]}
+    recipe.write_text(yaml.safe_dump(settings | {"mixed_precision": "no"}).replace("'no'", "no"))
+    assert main([str(recipe), "--seed", "5"]) == 0
+    plan = capsys.readouterr().out
+    assert "7 updates of 2 episodes, seed 5" in plan
+    assert "green" not in plan
+    assert main([str(recipe), "--train_domains", f"folder:{world / 'train' / 'green'}"]) == 0
+    plan = capsys.readouterr().out
+    assert "seed 3" in plan
+    assert "green" in plan
+    assert not re.search(r"^red ", plan, re.MULTILINE)
+
+
+@pytest.mark.parametrize("spelling", ["--train_domains", "--train-domains"])
+def test_the_demo_s_recipe_is_left_alone_where_domains_are_named(world, tmp_path, capsys, spelling):
+    arguments = [word.replace("--train_domains", spelling) for word in words(world, tmp_path / "run")]
+    assert main([*arguments, "--dry_run"]) == 0
+    assert "dev-OOD" not in capsys.readouterr().out
+
+
+def test_a_domain_with_too_few_training_classes_serves_as_ood_with_all_its_classes(world, tmp_path, capsys):
+    train = ["--train_domains", f"folder:{world / 'train' / 'red'}", f"folder:{world / 'few'}"]
+    assert main([*words(world, tmp_path / "run", train_domains=None, max_steps=1), *train]) == 0
+    assert re.search(r"few +test-OOD +5 +-/-/all", capsys.readouterr().out)
+    domains = metrics(tmp_path / "run")["evaluation"]["domains"]
+    assert {name: found["role"] for name, found in domains.items()} == {
+        "red": "id",
+        "few": "test_ood",
+        "other": "test_ood",
+    }
+
+
+def test_an_unreadable_image_can_be_left_out(make_world, tmp_path, capsys):
+    world = make_world(tmp_path / "world")
+    broken = world / "train" / "red" / "class00" / "0.png"
+    broken.write_bytes(b"no image")
+    arguments = words(world, tmp_path / "run", max_steps=1, evaluation_episodes=0)
+    assert main(arguments) == 2
+    assert f"{broken} cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.warns(UserWarning, match="1 images cannot be read"):
+        assert main([*arguments, "--on_bad_image", "skip"]) == 0
+
+
+def test_an_image_that_breaks_off_is_one_error_when_it_is_drawn_in_another_process(make_world, tmp_path, capsys):
+    world = make_world(tmp_path / "world")
+    for path in (world / "train" / "red").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:-60])
+    assert main(words(world, tmp_path / "run", max_steps=20, dataloader_num_workers=1)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
+    assert re.match(r"error: .*train/red/class.*\.png cannot be read", line)
+
+
+def test_tensorboard_gets_the_figures(world, tmp_path):
+    assert main(words(world, tmp_path / "run", max_steps=1, evaluation_episodes=0, report_to="tensorboard")) == 0
+    events = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("events.out.tfevents*"))
+    for name in (b"loss", b"accuracy", b"validation_accuracy"):
+        assert name in events
+
+
+def test_half_precision_runs_on_a_cpu(trained, world, tmp_path, capsys):
+    assert main(words(world, tmp_path / "run", mixed_precision="bf16")) == 0
+    assert "precision bf16" in capsys.readouterr().out
+    assert 0 < distance(tmp_path / "run", trained[0]) < 1
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / ADAPTER).values())
+
+
+def test_accelerate_launches_it_from_an_empty_folder(world, tmp_path):
+    command = ["-m", "accelerate.commands.launch", "--num_processes", "1", "-m", "smat_peft.meta_tune"]
+    printed = launch([*command, *words(world, Path("run"), max_steps=1)], tmp_path / "empty")
+    assert "on 1 x cpu" in printed
+    assert printed.rstrip().endswith("Everything is in run")
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["run"]
+
+
+def test_two_processes_learn_what_one_does(trained, world, tmp_path):
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "smat_peft.meta_tune"]
+    printed = launch([*command, *words(world, Path("run"))], tmp_path / "empty")
+    assert "on 2 x cpu" in printed
+    assert printed.count("Everything is in run") == 1
+    together, alone = tmp_path / "empty" / "run", trained[0]
+    assert distance(together, alone) < 1e-4
+    steps = [[record["step"] for record in metrics(output)["log"]] for output in (together, alone)]
+    assert steps[0] == steps[1]

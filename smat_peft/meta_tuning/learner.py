@@ -51,8 +51,8 @@ class EpisodeResult:
 class MetaLearner(nn.Module):
     """A model with experts and the multipliers of its sparsity constraint.
 
-    One call is this process's share of one update. The router is thawed; modules that would make a pass random or
-    change buffers (dropout, stochastic depth, batch norm) stay in evaluation mode.
+    One call is this process's share of one update. The router is thawed; the backbone stays in evaluation mode, so that
+    no pass is random or changes buffers (dropout, also of attention, stochastic depth, batch norm).
 
     Args:
         model: A model with SMAT layers and one active adapter.
@@ -106,11 +106,11 @@ class MetaLearner(nn.Module):
     def train(self, mode: bool = True) -> MetaLearner:
         """Training mode for gates and router; the backbone's passes stay deterministic."""
         super().train(mode)
+        routing = set() if self.router is None else set(self.router.modules())
         for module in self.model.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm) or (
-                "DropPath" in type(module).__name__
-            ):
-                module.eval()
+            recomputes = getattr(module, "gradient_checkpointing", False)  # transformers does so in training mode only
+            if module is not self.model and module not in routing and not recomputes:
+                module.training = False
         return self
 
     def forward(self, episodes: Sequence[Episode], uniform: Tensor | None = None) -> dict[str, Tensor]:
@@ -202,8 +202,8 @@ class MetaLearner(nn.Module):
         The gradient is a constant; the prototypes move by it in value while gradients still pass through them.
         """
         rate = self.arguments.inner_lr
-        if rate == 0:
-            return weights, prototypes
+        if rate == 0:  # as after a step, the query's own use of the weights is told apart from the prototypes'
+            return {name: weight.view_as(weight) for name, weight in weights.items()}, prototypes
         fixed = prototypes.detach().requires_grad_()
         loss = query_loss(cosine_logits(support_features, fixed, self.arguments.logit_scale), labels)
         gradients = _gradients(loss, [*weights.values(), fixed])

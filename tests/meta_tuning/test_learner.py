@@ -1,0 +1,217 @@
+"""MetaLearner: which passes an update takes, and that nothing but the episodes decides what it computes."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel
+
+from smat_peft import SMATConfig
+from smat_peft.episodes.episode import Episode
+from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.learner import MetaLearner
+from smat_peft.tuner.tasks import sparsity
+
+WAYS, SUPPORT, QUERY = 3, 6, 9  # images in all; different numbers tell the passes apart
+TERMS = {"query_ce", "query_kd", "sparsity", "lagrangian", "router_z"}
+
+
+def noise_episode(index: int) -> Episode:
+    generator = torch.Generator().manual_seed(index)
+    support, query = (torch.randn(count, 3, 16, 16, generator=generator) for count in (SUPPORT, QUERY))
+    return Episode(support, torch.arange(SUPPORT) % WAYS, query, torch.arange(QUERY) % WAYS, "noise", index)
+
+
+@pytest.fixture
+def make_learner(make_vit: Any) -> Any:
+    def make(backbone: nn.Module | None = None, config: dict[str, Any] | None = None, **changes: Any) -> MetaLearner:
+        torch.manual_seed(0)
+        settings = {"num_experts": 2, "target_sparsity": 0.5, "init_weights": False} | (config or {})
+        learner = MetaLearner(
+            get_peft_model(backbone or make_vit(), SMATConfig(**settings)),
+            MetaTuningArguments(**{"episodes_per_step": 1} | changes),
+        )
+        with torch.no_grad():
+            learner.multipliers.fill_(0.3)
+        return learner
+
+    return make
+
+
+def passes(learner: MetaLearner) -> tuple[dict[str, Tensor], list[int], Counter[int]]:
+    """Terms of an episode, the batch sizes that went through the backbone, and how often back through each."""
+    forwards: list[int] = []
+    backwards: Counter[int] = Counter()
+
+    def count(_: nn.Module, __: Any, output: Tensor) -> None:
+        forwards.append(len(output))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: backwards.update([len(gradient)]))
+
+    handle = learner.model.base_model.model.layernorm.register_forward_hook(count)
+    terms = learner([noise_episode(0)])
+    torch.stack(list(terms.values())).sum().backward()
+    handle.remove()
+    return terms, forwards, backwards
+
+
+@pytest.mark.parametrize(
+    ("changes", "without", "forwards", "support_backwards", "query_backwards"),
+    [
+        ({}, set(), [SUPPORT + QUERY, SUPPORT, QUERY, QUERY], 2, 2),
+        ({"inner_lr": 0.0}, set(), [SUPPORT + QUERY, SUPPORT, QUERY, QUERY], 1, 2),
+        ({"distillation_weight": 0.0}, {"query_kd"}, [SUPPORT, SUPPORT, QUERY], 2, 1),
+        ({"adapted_teacher_weight": 0.0}, set(), [SUPPORT + QUERY, SUPPORT, QUERY], 2, 1),
+        ({"pretrained_teacher_weight": 0.0}, set(), [SUPPORT, SUPPORT, QUERY, QUERY], 2, 2),
+        (
+            {"adapted_teacher_weight": 0.0, "pretrained_teacher_weight": 0.0},
+            {"query_kd"},
+            [SUPPORT, SUPPORT, QUERY],
+            2,
+            1,
+        ),
+        ({"sparsity_weight": 0.0}, {"sparsity", "lagrangian"}, [SUPPORT + QUERY, SUPPORT, QUERY, QUERY], 2, 2),
+        ({"router_z_weight": 0.0}, {"router_z"}, [SUPPORT + QUERY, SUPPORT, QUERY, QUERY], 2, 2),
+    ],
+)
+def test_a_weight_of_0_leaves_out_its_term_and_its_passes(
+    make_learner: Any,
+    changes: dict[str, float],
+    without: set[str],
+    forwards: list[int],
+    support_backwards: int,
+    query_backwards: int,
+) -> None:
+    terms, found, backwards = passes(make_learner(**changes))
+    assert terms.keys() == TERMS - without
+    assert found == forwards
+    assert backwards == {SUPPORT: support_backwards, QUERY: query_backwards}
+
+
+@pytest.mark.parametrize("name", ["inner_lr", "adapted_teacher_weight", "pretrained_teacher_weight"])
+def test_such_a_weight_counts_while_it_is_not_0(make_learner: Any, name: str) -> None:
+    without, small, large = (
+        sum(t.item() for t in make_learner(**{name: value})([noise_episode(0)]).values()) for value in (0, 1e-9, 0.5)
+    )
+    assert small == pytest.approx(without, abs=1e-6)  # nothing else changes with the passes that are left out
+    assert large != pytest.approx(without, abs=1e-5)
+
+
+def test_without_a_sparsity_constraint_the_multipliers_are_not_learned(make_learner: Any) -> None:
+    learner = make_learner(sparsity_weight=0.0)
+    learner([noise_episode(0)])
+    assert not learner.multipliers.requires_grad
+    assert learner.multipliers.tolist() == pytest.approx([0.3, 0.3])
+
+
+def test_how_episodes_are_spread_over_processes_changes_nothing(make_learner: Any) -> None:
+    episodes = [noise_episode(index) for index in range(4)]
+    alone = make_learner(episodes_per_step=4)
+    shares = [copy.deepcopy(alone) for _ in range(2)]
+    expected = alone(episodes)
+    torch.stack(list(expected.values())).sum().backward()
+
+    found: Counter[str] = Counter()
+    for index, learner in enumerate(shares):
+        learner.process_index, learner.num_processes = index, 2
+        terms = learner(episodes[index::2])
+        torch.stack(list(terms.values())).sum().backward()
+        found.update({name: term.item() for name, term in terms.items()})
+
+    assert found == pytest.approx({name: term.item() for name, term in expected.items()}, rel=1e-6, abs=1e-7)
+    gradients = [dict(learner.named_parameters()) for learner in (alone, *shares)]
+    learned = [name for name, parameter in gradients[0].items() if parameter.grad is not None]
+    assert any("smat_router" in name for name in learned)
+    for name in learned:
+        one, first, second = (parameters[name].grad for parameters in gradients)
+        torch.testing.assert_close(first + second, one, rtol=1e-4, atol=1e-6, msg=name)
+    for learner in shares:
+        for name, buffer in alone.named_buffers():
+            assert torch.equal(learner.get_buffer(name), buffer), name
+    assert alone.router.episodes_seen == 4
+
+
+def test_dropout_does_not_make_an_update_random(make_learner: Any, make_vit: Any) -> None:
+    learner = make_learner(make_vit(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5))
+    twin = copy.deepcopy(learner)
+    torch.manual_seed(1)
+    first = learner([noise_episode(0)])
+    torch.manual_seed(2)
+    assert {name: t.item() for name, t in twin([noise_episode(0)]).items()} == {n: t.item() for n, t in first.items()}
+
+
+def test_activations_are_recomputed_where_that_is_asked_for(make_learner: Any, make_vit: Any) -> None:
+    expected = make_learner()([noise_episode(0)])
+    backbone = make_vit(attention_probs_dropout_prob=0.5)
+    backbone.activation_checkpointing_enable()
+    learner = make_learner(backbone)
+    calls: list[int] = []
+    backbone.layers[0].mlp.fc1.register_forward_hook(lambda *_: calls.append(1))
+    terms = learner([noise_episode(0)])
+    forwards = len(calls)
+    torch.stack(list(terms.values())).sum().backward()
+    assert len(calls) > forwards
+    assert {name: t.item() for name, t in terms.items()} == pytest.approx({n: t.item() for n, t in expected.items()})
+
+
+def test_batch_norms_keep_their_statistics(make_learner: Any) -> None:
+    torch.manual_seed(0)
+    resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
+    learner = make_learner(resnet)
+    norms = {name: buffer.clone() for name, buffer in learner.named_buffers() if "running" in name}
+    assert norms
+    learner.train()([noise_episode(0)])
+    for name, buffer in norms.items():
+        assert torch.equal(learner.get_buffer(name), buffer), name
+
+
+def test_the_router_s_noise_depends_on_seed_and_episode_alone(make_learner: Any) -> None:
+    steady = {"router_spectral_norm": False, "router_temperature": (1.0, 1.0)}  # nothing then changes between episodes
+
+    def weights(learner: MetaLearner, *indices: int) -> Tensor:
+        learner([noise_episode(index) for index in indices])
+        return learner.statistics["expert_weights"]
+
+    learner = make_learner(config=steady, episodes_per_step=1)
+    alone = weights(learner, 5)
+    torch.manual_seed(9)
+    together = weights(learner, 4, 5)
+    assert torch.equal(weights(learner, 5), alone)
+    torch.testing.assert_close(together * 2 - weights(learner, 4), alone)
+    assert not torch.allclose(weights(make_learner(config=steady, seed=1), 5), alone, atol=1e-3)
+    assert not torch.allclose(weights(learner, 4), alone, atol=1e-3)
+
+
+def test_statistics_are_means_over_the_episodes(make_learner: Any) -> None:
+    learner = make_learner(episodes_per_step=2)
+    shares = []
+    for index in range(2):
+        twin = copy.deepcopy(learner)
+        twin.process_index, twin.num_processes = index, 2
+        twin([noise_episode(index)])
+        shares.append(twin.statistics)
+    learner([noise_episode(0), noise_episode(1)])
+    assert learner.statistics.keys() == {"accuracy", "expert_weights", "sparsity"}
+    for name, figure in learner.statistics.items():
+        torch.testing.assert_close(figure, (shares[0][name] + shares[1][name]) / 2)
+        assert not figure.requires_grad
+    assert learner.statistics["sparsity"] == pytest.approx(sparsity(learner.model, training=True).mean().item())
+    assert learner.statistics["expert_weights"].sum().item() == pytest.approx(1)
+
+
+def test_validation_leaves_the_learner_as_it_was(make_learner: Any) -> None:
+    learner = make_learner()
+    modes = [module.training for module in learner.modules()]
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    terms = copy.deepcopy(learner)([noise_episode(1)])
+    assert 0 <= learner.validate(noise_episode(0)) <= 1
+    assert [module.training for module in learner.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
+    after = learner([noise_episode(1)])
+    assert {name: term.item() for name, term in after.items()} == {name: term.item() for name, term in terms.items()}

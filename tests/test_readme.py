@@ -1,0 +1,139 @@
+"""README.md and the examples do what they say: the Python runs, the commands parse."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+from smat_peft import SMATConfig
+from smat_peft.commands.classify import main as classify
+from smat_peft.commands.meta_tune import main as meta_tune
+from smat_peft.few_shot import load_backbone
+from smat_peft.meta_tuning.trainer import MetaTrainer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HUB_NAME = "facebook/dino-vits16"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """The words of every command in the README's shell blocks."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(command) for line in lines for command in line.split("&&") if command.strip()]
+
+
+@pytest.fixture
+def place(make_vit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with all that the README's code and commands name."""
+    monkeypatch.chdir(tmp_path)
+    for place, classes, images in (("support", 2, 2), ("data/birds", 9, 2), ("data/signs", 9, 2), ("other", 5, 2)):
+        for number in range(classes):
+            (tmp_path / place / f"class{number}").mkdir(parents=True)
+            for image in range(images):
+                colour = (25 * number, 20 * image, 90)
+                Image.new("RGB", (16, 16), colour).save(tmp_path / place / f"class{number}" / f"{image}.jpg")
+    Image.new("RGB", (16, 16), (25, 0, 90)).save(tmp_path / "unknown.jpg")
+    (tmp_path / "unknown").mkdir()
+    Image.new("RGB", (16, 16), (25, 0, 90)).save(tmp_path / "unknown" / "photo.jpg")
+    make_vit().save_pretrained(tmp_path / HUB_NAME)  # a folder of that name goes before the Hub
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / HUB_NAME)
+    torch.manual_seed(0)
+    adapter = get_peft_model(load_backbone(HUB_NAME), SMATConfig(num_experts=2, init_weights=False))
+    adapter.save_pretrained(tmp_path / "outputs" / "mine")
+    return tmp_path
+
+
+def test_the_python_of_the_readme_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks("python"):  # one after the other, as a reader would
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "['class1']" in printed
+    assert "trainable params" in printed
+    assert isinstance(names["model"], PeftModel)
+    assert names["classifier"].task_.expert_weights is not None
+
+
+def test_every_python_block_is_read() -> None:
+    assert len(blocks("python")) == README.count("```python")
+    for block in blocks("python"):
+        ast.parse(block)
+
+
+def test_the_readme_s_classify_commands_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [words[3:] for words in commands() if words[:3] == ["python", "-m", "smat_peft.classify"]]
+    assert len(found) == README.count("-m smat_peft.classify") > 0
+    for arguments in found:
+        assert classify(arguments) == 0
+        assert re.search(r"photo\.jpg +class1", capsys.readouterr().out)
+
+
+def test_the_readme_s_meta_tune_commands_plan_a_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(MetaTrainer, "measure_seconds", lambda _: 1.0)
+    found = [words[3:] for words in commands() if words[:2] == ["accelerate", "launch"]]
+    assert [words[2] for words in commands() if words[:2] == ["accelerate", "launch"]] == ["examples/meta_tune.py"] * 2
+    (place / "outputs" / "mine").rename(place / "adapter")
+    for arguments in found:
+        assert meta_tune([*arguments, "--dry_run", "--threads", "1"]) == 0
+        plan = capsys.readouterr().out
+        names = ("birds", "signs", "other") if arguments else ("greek", "flags")
+        assert all(re.search(rf"^{name} ", plan, re.MULTILINE) for name in names)
+    assert not (place / "outputs" / "mine").exists()
+
+
+def test_every_command_of_the_readme_is_one_that_is_tested_or_installs() -> None:
+    known = {("pip", "install"), ("accelerate", "launch"), ("python", "-m"), ("pytest",)}
+    assert {tuple(words[:2]) for words in commands()} == known
+
+
+def test_the_extras_and_files_that_the_readme_names_are_there() -> None:
+    extras = set(re.findall(r"\.\[(\w+)\]", README))
+    declared = (ROOT / "setup.cfg").read_text(encoding="utf-8").split("[options.extras_require]")[1]
+    assert extras <= set(re.findall(r"^(\w+) =$", declared, re.MULTILINE))
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert all((ROOT / link).exists() for link in links)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_answers_help(
+    example: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(example), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(example), run_name="__main__")
+    assert not ended.value.code
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_an_example_runs_as_a_script_from_any_folder(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "meta_tune.py"), "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "accelerate launch examples/meta_tune.py recipes/demo.yaml" in ended.stdout

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,16 +122,3 @@ def test_an_example_answers_help(
         runpy.run_path(str(example), run_name="__main__")
     assert not ended.value.code
     assert "usage: " in capsys.readouterr().out
-
-
-def test_an_example_runs_as_a_script_from_any_folder(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "meta_tune.py"), "--help"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "accelerate launch examples/meta_tune.py recipes/demo.yaml" in ended.stdout

@@ -138,13 +138,14 @@ def test_the_plan_is_printed_before_the_first_update(world, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(MetaTrainer, "update", stop)
+    monkeypatch.setattr(MetaTrainer, "measure_seconds", lambda _: 45.0)
     with pytest.raises(KeyboardInterrupt):
         main(words(world, tmp_path / "run"))
     plan = capsys.readouterr().out
     assert re.search(r"2 experts over 7\.\d k parameters", plan)
     assert "4 updates of 2 episodes" in plan
     assert "on 1 x cpu with 1 threads, precision no" in plan
-    assert re.search(r"\d\.\d\d s an update", plan)
+    assert "45.00 s an update without loading images, 3 min for training" in plan
     assert re.search(r"green +ID +5 +24/5/5 +4", plan)
     assert re.search(r"other +test-OOD +6 +-/-/all +4", plan)
 

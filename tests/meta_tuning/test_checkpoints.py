@@ -132,3 +132,5 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
     assert len(checkpoints(tmp_path)) == 2
     shutil.rmtree(tmp_path / "checkpoint-10")
     assert find_checkpoint(tmp_path, "latest").name == "checkpoint-2"
+    prune_checkpoints(tmp_path, 0)
+    assert checkpoints(tmp_path) == []

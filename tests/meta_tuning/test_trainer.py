@@ -17,7 +17,7 @@ from smat_peft import SMATConfig
 from smat_peft.episodes.episode import Episode
 from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
-from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
+from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from smat_peft.meta_tuning.schedules import warmup_cosine
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.tuner.tasks import find_router
@@ -133,6 +133,14 @@ def test_the_adapter_that_validated_best_is_the_one_that_is_left(make_trainer: A
     for name, tensor in adapter(trainer).items():
         assert torch.equal(tensor, seen[1][name]), name
     assert not all(torch.equal(seen[1][name], seen[2][name]) for name in seen[1])
+
+
+def test_the_best_adapter_of_an_aborted_run_is_not_taken_for_this_one_s(make_trainer: Any) -> None:
+    trainer = make_trainer()
+    save_checkpoint(trainer.output_dir / "best", 99, {"model/other": torch.zeros(1)}, {"score": 1.0})
+    trainer.train()
+    (best,) = checkpoints(trainer.output_dir / "best")
+    assert best.name != "checkpoint-99"
 
 
 def test_the_saved_adapter_loads_into_the_backbone_and_gives_the_same_task(make_trainer: Any, make_vit: Any) -> None:

@@ -164,6 +164,14 @@ def test_a_class_with_too_few_images_is_named(failure, make_world, tmp_path):
     assert "red/class03 holds 1 usable images" in failure("--train_domains", f"folder:{folder}")
 
 
+def test_test_episodes_that_could_not_be_drawn_are_noticed_before_training(failure, make_world, tmp_path):
+    folder = make_world(tmp_path / "own") / "other"
+    for image in sorted((folder / "class03").iterdir())[2:]:
+        image.unlink()
+    line = failure("--ood_domains", f"folder:{folder}", "--evaluation_shots", 2)
+    assert "domain 'other': class 'class03' has 2 images" in line
+
+
 def test_an_unreadable_image_is_named(failure, make_world, tmp_path):
     folder = make_world(tmp_path / "own") / "other"
     (folder / "class03" / "2.png").write_bytes(b"no image")

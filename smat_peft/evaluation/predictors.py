@@ -18,7 +18,7 @@ from smat_peft.few_shot.adaptation import (
     classify_queries,
     route_support,
 )
-from smat_peft.tuner.tasks import active_adapter, find_router
+from smat_peft.tuner.tasks import adapter_config, has_experts
 
 BACKBONE = "backbone"
 SMAT = "SMAT"
@@ -68,12 +68,11 @@ def default_predictors(
         batch_size: Images that go through the backbone at a time.
     """
     mixes: dict[str, ExpertMix] = {BACKBONE: "none"}
-    router = find_router(model)
-    if router is not None:
+    if has_experts(model):
         mixes[SMAT] = "routed"
         if mean_experts is not None:
             mixes[FIXED_MEAN] = mean_experts
-        mixes[EVEN_MIX] = even_weights(router.configs[active_adapter(model)].num_experts).weights
+        mixes[EVEN_MIX] = even_weights(adapter_config(model).num_experts).weights
     return {name: prototype_predictor(model, mix, batch_size=batch_size) for name, mix in mixes.items()}
 
 
@@ -81,7 +80,7 @@ def mean_expert_weights(
     model: nn.Module, episodes: Iterable[Episode], *, batch_size: int = DEFAULT_BATCH_SIZE
 ) -> Tensor:
     """The mean `[M]` of the routed weights over episodes: validation ones, since the test's are not to be looked at."""
-    if find_router(model) is None:
+    if not has_experts(model):
         raise ConfigurationError("the model has no experts whose weights could be averaged")
     routed = [
         route_support(model, episode.support, episode.support_labels, batch_size=batch_size).weights

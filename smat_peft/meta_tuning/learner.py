@@ -25,14 +25,16 @@ from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.tasks import (
     active_adapter,
     adapt,
+    adapter_config,
+    adapter_router,
     expected_l0,
     features,
-    find_router,
     interpolate,
     reset_task,
     route,
     sparsity,
     task,
+    thaw_router,
 )
 
 TaskWeights = dict[str, Tensor]
@@ -74,10 +76,8 @@ class MetaLearner(nn.Module):
         self.arguments = arguments
         self.process_index = process_index
         self.num_processes = num_processes
-        layer = find_router(model)
-        assert layer is not None
         self.adapter_name = active_adapter(model)
-        layer.thaw(self.adapter_name)
+        thaw_router(model, self.adapter_name)
         device = next(model.parameters()).device
         self.multipliers = nn.Parameter(torch.zeros(self.config.num_experts, device=device))
         self.multipliers.requires_grad_(self.constrains_sparsity)
@@ -87,16 +87,12 @@ class MetaLearner(nn.Module):
     @property
     def config(self) -> SMATConfig:
         """The adapter's configuration."""
-        layer = find_router(self.model)
-        assert layer is not None
-        return layer.configs[self.adapter_name]
+        return adapter_config(self.model, self.adapter_name)
 
     @property
     def router(self) -> Router | None:
         """The adapter's router."""
-        layer = find_router(self.model)
-        assert layer is not None
-        return layer.router(self.adapter_name)
+        return adapter_router(self.model, self.adapter_name)
 
     @property
     def constrains_sparsity(self) -> bool:

@@ -119,6 +119,10 @@ class SMATConfig(PeftConfig):
         self._require(self.router_temperature_episodes >= 1, "router_temperature_episodes", "at least 1")
         self._require(self.feature_dim is None or self.feature_dim >= 1, "feature_dim", "at least 1, or None")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON gives it back: a list for a tuple."""
+        return super().to_dict() | {"router_temperature": list(self.router_temperature)}
+
     @property
     def has_router(self) -> bool:
         """Whether expert weights depend on the task: not where the feature's width is unknown or all gates are open."""

@@ -46,7 +46,9 @@ def feature_kind(model: nn.Module, feature: str) -> str:
 
 
 def feature_width(model: nn.Module) -> int | None:
-    """Feature width D as the model's config states it, or None."""
+    """Feature width D as the model's config states it, or None; None also for a model that does not take images."""
+    if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
+        return None
     config = getattr(model, "config", None)
     if getattr(config, "hidden_sizes", None):
         return int(config.hidden_sizes[-1])  # type: ignore[union-attr]

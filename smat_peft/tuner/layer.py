@@ -1,14 +1,12 @@
 """SMATLayer: the delta and the gates over the parameters that one module owns, and how a call takes its task weights.
 
-During a call the task weights shadow the module's own parameters in its `__dict__` and are taken away after it. So any
-type of module works, its hooks still run, and FSDP, which puts its views there itself, is not fooled.
+During a call the task weights shadow the module's own parameters and are taken away after it.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,22 +18,10 @@ from smat_peft.experts.interpolate import interpolate
 from smat_peft.experts.patterns import pattern_logits
 from smat_peft.experts.router import even_weights
 from smat_peft.tuner.config import SMATConfig
+from smat_peft.tuner.shadow import shadow, unshadow
+from smat_peft.tuner.state import SharedState
 
 RANDOM_DELTA_STD = 0.1  # of `init_weights=False`; large enough to be seen in half precision
-
-
-@dataclass
-class TaskState:
-    """The task in force, shared by all layers of a model.
-
-    Attributes:
-        weights: Task weights by the base model's parameter names; a parameter that is not named keeps its pre-trained
-            value. None: no task, experts are mixed evenly.
-        adapter: The adapter they were made from, where one was.
-    """
-
-    weights: dict[str, Tensor] | None = None
-    adapter: str | None = None
 
 
 class SMATLayer(nn.Module, BaseTunerLayer):
@@ -44,7 +30,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
     Args:
         base_layer: The module to adapt.
         path: Its name in the base model.
-        state: The model's task state.
+        state: What the layers of the model share.
     """
 
     adapter_layer_names = ("smat_delta", "smat_gates")
@@ -57,14 +43,14 @@ class SMATLayer(nn.Module, BaseTunerLayer):
     merged_adapters: list[str]
     frozen_peft_weight_names: dict[str, tuple[str, ...]]
 
-    def __init__(self, base_layer: nn.Module, path: str, state: TaskState) -> None:
+    def __init__(self, base_layer: nn.Module, path: str, state: SharedState) -> None:
         super().__init__()
+        self.training = base_layer.training  # gates differ between the modes
         self._attach(base_layer)
         self.path = path
         self.state = state
         self.smat_delta = nn.ModuleDict()
         self.smat_gates = nn.ModuleDict()
-        self.gate_eval: dict[str, str] = {}
         self.frozen_peft_weight_names = {}
         self.merged_adapters = []
         self._before_merge: list[dict[str, Tensor]] = []
@@ -93,7 +79,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
             self.smat_gates[adapter_name].update(gates)
         else:
             self.smat_delta[adapter_name], self.smat_gates[adapter_name] = delta, gates
-        self.gate_eval[adapter_name] = config.gate_eval
+        self.state.configs[adapter_name] = config
         if config.sparsity_pattern != "learned":
             self.frozen_peft_weight_names[adapter_name] = ("smat_gates",)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -102,7 +88,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
         super().delete_adapter(adapter_name)
-        self.gate_eval.pop(adapter_name, None)
+        self.state.configs.pop(adapter_name, None)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
         parameter = next(base_layer.parameters(recurse=False), None)
@@ -110,7 +96,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
 
     def gate_temperature(self, adapter_name: str, training: bool) -> float:
         """Temperature of an adapter's gates in training or in evaluation."""
-        as_trained = training or self.gate_eval[adapter_name] == "train"
+        as_trained = training or self.state.configs[adapter_name].gate_eval == "train"
         return TRAIN_TEMPERATURE if as_trained else EVAL_TEMPERATURE
 
     def interpolate(
@@ -231,58 +217,6 @@ class SMATLayer(nn.Module, BaseTunerLayer):
 
 class SMATLinear(SMATLayer):
     """A wrapped Linear; PEFT's `all-linear` knows adapted linear layers by their class name."""
-
-
-class SMATSide(SMATLayer):
-    """Beside a module that has children, for the parameters it owns itself, so that no path changes.
-
-    It hangs on its owner as the child [`SMATSide.CHILD`] and shadows the owner's parameters by hooks.
-    """
-
-    CHILD = "smatside"  # PEFT skips modules whose name holds the prefix "smat_" when it deletes an adapter
-
-    def _attach(self, owner: nn.Module) -> None:
-        self.__dict__["owner"] = owner  # not a child: the owner is this module's parent
-        self._shadowed: list[dict[str, Tensor | None]] = []
-        self._hooks = (
-            owner.register_forward_pre_hook(self._before_call),
-            owner.register_forward_hook(self._after_call, always_call=True),
-        )
-
-    def get_base_layer(self) -> nn.Module:
-        """The owner of the parameters."""
-        owner: nn.Module = self.__dict__["owner"]
-        return owner
-
-    def detach_from_owner(self) -> None:
-        """Leave the owner as it was before."""
-        for hook in self._hooks:
-            hook.remove()
-        delattr(self.get_base_layer(), self.CHILD)
-
-    def _before_call(self, owner: nn.Module, _inputs: Any) -> None:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        self._shadowed.append(shadow(owner, self.effective_parameters()))
-
-    def _after_call(self, owner: nn.Module, _inputs: Any, _output: Any) -> None:
-        unshadow(owner, self._shadowed.pop())
-
-
-def shadow(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
-    """Put tensors in front of a module's parameters of the same names; returns what [`unshadow`] needs."""
-    before = {name: module.__dict__.get(name) for name in tensors}
-    module.__dict__.update(tensors)
-    return before
-
-
-def unshadow(module: nn.Module, before: dict[str, Tensor | None]) -> None:
-    """Undo [`shadow`]."""
-    for name, tensor in before.items():
-        if tensor is None:
-            del module.__dict__[name]
-        else:
-            module.__dict__[name] = tensor
 
 
 def _initial_gates(config: SMATConfig, parameter: Tensor, shape: torch.Size) -> Tensor:

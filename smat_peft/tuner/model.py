@@ -17,10 +17,12 @@ from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights
 from smat_peft.tuner import tasks
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.features import UNUSED_IN_FEATURES, feature_width
-from smat_peft.tuner.layer import SMATLayer, SMATLinear, SMATSide, TaskState
+from smat_peft.tuner.features import feature_width
+from smat_peft.tuner.layer import SMATLayer, SMATLinear
 from smat_peft.tuner.routing import SMATRouter
-from smat_peft.tuner.targets import EVERYTHING, own_parameters, target_everything
+from smat_peft.tuner.side import SMATSide
+from smat_peft.tuner.state import SharedState
+from smat_peft.tuner.targets import adaptable_parameters, names_taken, owner_of, target_everything, targeted_parameters
 
 
 class SMATModel(BaseTuner):
@@ -83,6 +85,10 @@ class SMATModel(BaseTuner):
         """Expected share of open gates, by expert, `[M]`, differentiable."""
         return tasks.expected_l0(self.model)
 
+    def unadapted_parameters(self) -> list[str]:
+        """Names of the base model's own parameters that the active adapter does not reach."""
+        return tasks.unadapted_parameters(self.model)
+
     # ----- injection -----
 
     def _prepare_adapter_config(self, peft_config: SMATConfig, model_config: dict[str, Any]) -> SMATConfig:
@@ -103,16 +109,18 @@ class SMATModel(BaseTuner):
         """Adapt the targeted parameters of `model`; see [`peft.tuners.tuners_utils.BaseTuner.inject_adapter`].
 
         Raises:
-            ConfigurationError: Where the adapter has the name of a module or parameter: PEFT would lose tensors.
+            ConfigurationError: Where one of several adapters has the name of a module or parameter: PEFT would lose
+                tensors of the others when it saves them.
         """
-        taken = {part for name, _ in model.named_parameters() if ".smat_" not in name for part in name.split(".")}
-        if adapter_name in taken:
+        clashing = sorted(names_taken(model) & set(self.peft_config))
+        if clashing and len(self.peft_config) > 1:
             raise ConfigurationError(
-                f"the adapter cannot be called {adapter_name!r}, the name of a module or parameter of this model"
+                f"beside another, an adapter cannot be called {clashing[0]!r}, the name of a module or parameter of "
+                "this model"
             )
-        # Any module of the model leads to the state; a fresh one where this is the first adapter.
-        router = tasks.find_router(model)
-        self._state = TaskState() if router is None else router.state
+        # One for the whole model; a fresh one where this is the first adapter.
+        root = getattr(model, "_orig_mod", model)  # below a compiled model's own wrapper
+        self._state = next((layer.state for layer in tasks.smat_layers(model)), SharedState(root))
         super().inject_adapter(
             model,
             adapter_name,
@@ -123,9 +131,10 @@ class SMATModel(BaseTuner):
         config: SMATConfig = self.peft_config[adapter_name]
         with _meta_parameters(low_cpu_mem_usage):
             if config.target_modules and self._check_target_module_exists(config, ""):
-                self._adapt_bare(config, adapter_name, model, "")
+                self._create_and_replace(config, adapter_name, model, "", model, "")  # PEFT leaves the root out
             # Not before: PEFT takes a model that holds a tuner layer for adapted and would leave its base trainable.
-            self._add_router(config, adapter_name, model)
+            if config.has_router:
+                self._add_router(config, adapter_name)
 
     def _create_and_replace(
         self,
@@ -137,49 +146,50 @@ class SMATModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, SMATLayer):
-            names = own_parameters(target.get_base_layer())
-            target.update_layer(adapter_name, peft_config, names, peft_config.inference_mode)
-        elif next(target.children(), None) is None:
-            names = own_parameters(target)
-            if names:
-                layer_type = SMATLinear if isinstance(target, nn.Linear | Conv1D) else SMATLayer
-                layer = layer_type(target, current_key, self._state)
-                self._add(layer, adapter_name, peft_config, names)
-                setattr(parent, target_name, layer)
-        else:
-            self._adapt_bare(peft_config, adapter_name, target, current_key)
-
-    def _adapt_bare(self, config: SMATConfig, adapter_name: str, owner: nn.Module, path: str) -> None:
-        """Adapt the parameters that a module with children owns itself."""
-        names = own_parameters(owner)
-        if config.target_modules == EVERYTHING:
-            names = [name for name in names if name not in UNUSED_IN_FEATURES]
+        names = adaptable_parameters(peft_config, owner_of(target))
+        if parameter_name is not None:
+            names = [name for name in names if name == parameter_name]
         if not names:
             return
-        side = getattr(owner, SMATSide.CHILD, None)
-        if side is None:
-            side = SMATSide(owner, path, self._state)
-            setattr(owner, SMATSide.CHILD, side)
-        self._add(side, adapter_name, config, names)
-
-    def _add(self, layer: SMATLayer, adapter_name: str, config: SMATConfig, names: list[str]) -> None:
-        layer.update_layer(adapter_name, config, names, config.inference_mode)
+        layer = self._layer_of(target, target_name, parent, current_key)
+        layer.update_layer(adapter_name, peft_config, names, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        layer.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
 
-    def _add_router(self, config: SMATConfig, adapter_name: str, model: nn.Module) -> None:
-        root = getattr(model, "_orig_mod", model)  # below a compiled model's own wrapper
-        router = getattr(root, SMATRouter.CHILD, None)
-        if router is None:
-            router = SMATRouter(self._state)
-            setattr(root, SMATRouter.CHILD, router)
+    def _layer_of(self, target: nn.Module, target_name: str, parent: nn.Module, path: str) -> SMATLayer:
+        """The layer of a module: the one it has, one around it, or one beside it where it has children or no parent."""
+        if isinstance(target, SMATLayer):
+            return target
+        if target is parent or next(target.children(), None) is not None:
+            return getattr(target, SMATSide.CHILD, None) or SMATSide(target, path, self._state)
+        layer_type = SMATLinear if isinstance(target, nn.Linear | Conv1D) else SMATLayer
+        layer = layer_type(target, path, self._state)
+        self._replace_module(parent, target_name, layer, target)
+        return layer
+
+    def _inject_parameters(
+        self, peft_config: SMATConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        targeted = targeted_parameters(peft_config, model)
+        for path, module, name in targeted:
+            parent = model.get_submodule(path.rpartition(".")[0]) if path else module
+            with _meta_parameters(low_cpu_mem_usage):
+                self._create_and_replace(
+                    peft_config, adapter_name, module, path.rpartition(".")[2], parent, path, parameter_name=name
+                )
+        return [f"{path}.{name}" if path else name for path, _, name in targeted]
+
+    def _add_router(self, config: SMATConfig, adapter_name: str) -> None:
+        router = getattr(self._state.root, SMATRouter.CHILD, None) or SMATRouter(self._state)
         router.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         router.update_layer(adapter_name, config)
-        device = next((p.device for p in model.parameters() if not p.is_meta), None)
-        if device is not None and not any(p.is_meta for p in router.parameters()):
-            router.to(device)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        router = tasks.find_router(self.model)
+        if router is not None:
+            router.unify_dtype(adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)

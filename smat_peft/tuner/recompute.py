@@ -14,11 +14,11 @@ from typing import Any
 
 import torch.utils.checkpoint as checkpointing
 
-from smat_peft.tuner.layer import TaskState
+from smat_peft.tuner.state import SharedState
 
 
 @contextmanager
-def recompute_with_task(state: TaskState) -> Iterator[None]:
+def recompute_with_task(state: SharedState) -> Iterator[None]:
     """While open, checkpointed regions remember `state`'s task for their recomputation."""
     without_reentry = checkpointing._checkpoint_without_reentrant_generator
     with_reentry = checkpointing.CheckpointFunction
@@ -40,7 +40,7 @@ def recompute_with_task(state: TaskState) -> Iterator[None]:
         checkpointing.CheckpointFunction = with_reentry  # type: ignore[misc]
 
 
-def _bind(function: Callable[..., Any], state: TaskState) -> Callable[..., Any]:
+def _bind(function: Callable[..., Any], state: SharedState) -> Callable[..., Any]:
     weights = state.weights
 
     @functools.wraps(function, assigned=(), updated=())

@@ -1,8 +1,8 @@
 """The router as one more tuner layer of the base model.
 
 It hangs on the base model's root as `smatrouter`, not on the tuner, so that transformers' own `add_adapter` and
-`load_adapter`, Trainer and AutoPeftModel save and load it with the rest. It also carries what all layers of a model
-share: the task in force and each adapter's configuration.
+`load_adapter`, Trainer and AutoPeftModel save and load it with the rest. A model none of whose adapters has a router
+has no such layer.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from smat_peft.experts.router import Router
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.layer import TaskState
+from smat_peft.tuner.state import SharedState
 
 
 class SMATRouter(nn.Module, BaseTunerLayer):
     """Holds the router of each adapter.
 
     A router has no gradient where experts are mixed evenly, so it is frozen until meta-tuning thaws it.
+
+    Args:
+        state: What the layers of the model share; its root gets this layer as a child.
     """
 
     CHILD = "smatrouter"  # PEFT skips modules whose name holds the prefix "smat_" when it deletes an adapter
@@ -34,16 +38,18 @@ class SMATRouter(nn.Module, BaseTunerLayer):
     set_adapter: Callable[..., None]
     merged_adapters: list[str]
     frozen_peft_weight_names: dict[str, tuple[str, ...]]
+    _move_adapter_to_device_of_base_layer: Callable[..., None]
 
-    def __init__(self, state: TaskState) -> None:
+    def __init__(self, state: SharedState) -> None:
         super().__init__()
+        self.training = state.root.training
         self.state = state
         self.smat_router = nn.ModuleDict()
-        self.configs: dict[str, SMATConfig] = {}
         self.frozen_peft_weight_names = {}
         self.merged_adapters = []
         self._disable_adapters = False
         self.in_features = self.out_features = None
+        setattr(state.root, self.CHILD, self)
 
     def get_base_layer(self) -> nn.Module:
         """Itself: there is nothing underneath."""
@@ -58,23 +64,35 @@ class SMATRouter(nn.Module, BaseTunerLayer):
         """None: no base bias."""
 
     def update_layer(self, adapter_name: str, config: SMATConfig) -> None:
-        """Give an adapter its router, where its configuration has one."""
-        self.configs[adapter_name] = config
-        if config.has_router:
-            assert config.feature_dim is not None
-            self.smat_router[adapter_name] = Router(
-                config.feature_dim,
-                config.num_experts,
-                heads=config.router_heads,
-                mlp_ratio=config.router_mlp_ratio,
-                skill_tokens=config.router_skill_tokens,
-                spectral_norm=config.router_spectral_norm,
-                pooling=config.router_pooling,  # type: ignore[arg-type]
-                temperature=config.router_temperature,
-                temperature_episodes=config.router_temperature_episodes,
-            )
-            self.frozen_peft_weight_names[adapter_name] = ("smat_router",)
+        """Give an adapter its router."""
+        assert config.feature_dim is not None
+        router = Router(
+            config.feature_dim,
+            config.num_experts,
+            heads=config.router_heads,
+            mlp_ratio=config.router_mlp_ratio,
+            skill_tokens=config.router_skill_tokens,
+            spectral_norm=config.router_spectral_norm,
+            pooling=config.router_pooling,  # type: ignore[arg-type]
+            temperature=config.router_temperature,
+            temperature_episodes=config.router_temperature_episodes,
+        )
+        self.smat_router[adapter_name] = router.train(self.training)
+        self.frozen_peft_weight_names[adapter_name] = ("smat_router",)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+        own = {id(p) for p in self.parameters()}
+        of_root = (p for p in self.state.root.parameters() if id(p) not in own)
+        parameter = next((p for p in of_root if p.is_floating_point() and not p.is_meta), None)
+        return (None, None) if parameter is None else (parameter.device, parameter.dtype)
+
+    def unify_dtype(self, adapter_name: str) -> None:
+        """Give a router's buffers the type of its parameters: PEFT casts parameters only."""
+        router = self.router(adapter_name)
+        if router is not None:
+            router.to(dtype=router.keys.dtype)
 
     def router(self, adapter_name: str) -> Router | None:
         """An adapter's router, or None where it mixes its experts evenly."""
@@ -86,11 +104,6 @@ class SMATRouter(nn.Module, BaseTunerLayer):
         router = self.router(adapter_name)
         if router is not None:
             router.requires_grad_(True)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter."""
-        super().delete_adapter(adapter_name)
-        self.configs.pop(adapter_name, None)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Note that the layers are merged."""

@@ -1,13 +1,17 @@
-"""What is adapted where a configuration names no target: the whole backbone, without heads."""
+"""What a configuration means: which modules and parameters of a model, and all but the heads where it names none."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.features import CLASSIFICATION_HEADS, backbone_of, feature_kind
+from smat_peft.tuner.features import CLASSIFICATION_HEADS, UNUSED_IN_FEATURES, backbone_of, feature_kind
 
 EVERYTHING = ".*"  # as a regular expression over module names
 
@@ -42,6 +46,70 @@ def heads_of(model: nn.Module, feature: str) -> list[str]:
 def own_parameters(module: nn.Module) -> list[str]:
     """Names of the floating-point parameters that a module holds itself."""
     return [name for name, p in module.named_parameters(recurse=False) if p.is_floating_point()]
+
+
+def adaptable_parameters(config: SMATConfig, module: nn.Module) -> list[str]:
+    """Names of a targeted module's own parameters that an adapter can reach.
+
+    MultiheadAttention reads the weights of its output projection without calling it: what is done to them during a
+    call of that module would never be seen.
+    """
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return []
+    left_alone = UNUSED_IN_FEATURES if config.target_modules == EVERYTHING else ()
+    return [name for name in own_parameters(module) if name not in left_alone]
+
+
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model by their names in it, without what adapters added; a wrapper stands for what it wraps.
+
+    So does PEFT's wrapper of a module that an adapter trains whole (`modules_to_save`).
+    """
+    inside = None
+    for path, module in model.named_modules():
+        if inside is not None and path.startswith(inside):
+            continue
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            inside = f"{path}."
+            if not {"base_layer", "original_module"} & set(module._modules):
+                continue
+        yield path, module
+
+
+def targeted_parameters(config: SMATConfig, model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """What `target_parameters` means: the path of the owner, the owner or its wrapper, and the parameter's name."""
+    endings = tuple(f".{target}" for target in config.target_parameters or ())
+    return [
+        (path, module, name)
+        for path, module in base_modules(model)
+        for name in own_parameters(owner_of(module))
+        if f".{path}.{name}".endswith(endings)
+    ]
+
+
+def owner_of(module: nn.Module) -> nn.Module:
+    """The module that owns the parameters: what a wrapper wraps, any other module itself."""
+    owner: nn.Module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return owner
+
+
+def base_parameter_names(model: nn.Module) -> list[str]:
+    """Names of a base model's parameters as they are without adapters; a module trained whole counts, too."""
+    names = []
+    for path, module in base_modules(model):
+        owner = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else owner_of(module)
+        recurse = isinstance(module, AuxiliaryTrainingWrapper)
+        names += [f"{path}.{name}" if path else name for name, _ in owner.named_parameters(recurse=recurse)]
+    return names
+
+
+def names_taken(model: nn.Module) -> set[str]:
+    """Every part of the names of a base model's modules and parameters."""
+    return {
+        part
+        for path, module in base_modules(model)
+        for part in (*path.split("."), *(name for name, _ in owner_of(module).named_parameters(recurse=False)))
+    }
 
 
 def _in_layers(indices: int | list[int], pattern: str | list[str] | None) -> str:

@@ -16,21 +16,24 @@ from torch import Tensor, nn
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.gates import expected_open_gates, open_gates
 from smat_peft.experts.prototypes import class_means
-from smat_peft.experts.router import ExpertWeights, even_weights
+from smat_peft.experts.router import ExpertWeights, Router, even_weights
+from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.layer import SMATLayer
 from smat_peft.tuner.recompute import recompute_with_task
 from smat_peft.tuner.routing import SMATRouter
+from smat_peft.tuner.state import SharedState
+from smat_peft.tuner.targets import base_parameter_names
 
 
 def find_router(model: nn.Module) -> SMATRouter | None:
-    """The router layer of a model, or None where it has no SMAT layers."""
+    """The layer that holds a model's routers, or None where no adapter has one."""
     return next((module for module in model.modules() if isinstance(module, SMATRouter)), None)
 
 
 def has_experts(model: nn.Module) -> bool:
     """Whether a model holds SMAT layers."""
-    return find_router(model) is not None
+    return any(isinstance(module, SMATLayer) for module in model.modules())
 
 
 def smat_layers(model: nn.Module) -> list[SMATLayer]:
@@ -44,19 +47,37 @@ def active_adapter(model: nn.Module) -> str:
     Raises:
         ConfigurationError: Where the model has no SMAT layers, or not exactly one adapter is active.
     """
-    active = _router_of(model).active_adapters
+    active = _any_layer(model).active_adapters
     if len(active) != 1:
         raise ConfigurationError(f"a task needs exactly one active adapter, got {active}; choose one with set_adapter")
     return active[0]
 
 
+def adapter_config(model: nn.Module, adapter_name: str | None = None) -> SMATConfig:
+    """The configuration of an adapter; of the one in force where none is named."""
+    adapter_name = active_adapter(model) if adapter_name is None else adapter_name
+    return _state_of(model).configs[adapter_name]
+
+
+def adapter_router(model: nn.Module, adapter_name: str | None = None) -> Router | None:
+    """The router of an adapter, or None where it mixes its experts evenly; of the one in force where none is named."""
+    adapter_name = active_adapter(model) if adapter_name is None else adapter_name
+    layer = find_router(model)
+    return None if layer is None else layer.router(adapter_name)
+
+
+def thaw_router(model: nn.Module, adapter_name: str) -> None:
+    """Let the router of an adapter be trained, where it has one."""
+    layer = find_router(model)
+    if layer is not None:
+        layer.thaw(adapter_name)
+
+
 def features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """Features `[N, D]` of images `[N, 3, H, W]` with the weights in force; a plain backbone's with its own."""
-    router = find_router(model)
-    if router is None:
+    if not has_experts(model):
         return extract_features(model, pixel_values)
-    config = router.configs[active_adapter(model)]
-    return extract_features(_root_of(model), pixel_values, config.feature)
+    return extract_features(_state_of(model).root, pixel_values, adapter_config(model).feature)
 
 
 def route(
@@ -77,10 +98,9 @@ def route(
     Returns:
         Logits, scores and weights, `[M]` each; an even mix for an adapter without a router.
     """
-    layer, adapter_name = _router_of(model), active_adapter(model)
-    router = layer.router(adapter_name)
+    router = adapter_router(model)
     if router is None:
-        return even_weights(layer.configs[adapter_name].num_experts, prototypes.device)
+        return even_weights(adapter_config(model).num_experts, prototypes.device)
     weights: ExpertWeights = router(prototypes, uniform=uniform, generator=generator)
     return weights
 
@@ -113,7 +133,7 @@ def task(model: nn.Module, weights: Tensor | Mapping[str, Tensor]) -> Iterator[N
         weights: Expert weights `[M]`, or task weights by the base model's parameter names. Parameters that are not
             named keep their pre-trained values: `{}` is the untouched backbone.
     """
-    state = _unmerged(model).state
+    state = _unmerged_state(model)
     previous = state.weights, state.adapter
     if isinstance(weights, Tensor):
         weights = interpolate(model, weights)
@@ -141,14 +161,14 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor) -> ExpertWeigh
             frozen = features(model, pixel_values)
         weights = route(model, class_means(frozen.float(), labels))
         task_weights = interpolate(model, weights.weights)
-    state = _router_of(model).state
+    state = _state_of(model)
     state.weights, state.adapter = task_weights, active_adapter(model)
     return weights
 
 
 def reset_task(model: nn.Module) -> None:
     """Leave the task that [`adapt`] set: experts are mixed evenly again."""
-    state = _router_of(model).state
+    state = _state_of(model)
     state.weights = state.adapter = None
 
 
@@ -173,6 +193,23 @@ def expected_l0(model: nn.Module) -> Tensor:
     return counts / adapted_size(model)
 
 
+def unadapted_parameters(model: nn.Module) -> list[str]:
+    """Names of the base model's own parameters that the active adapter does not reach.
+
+    Heads are among them, what `target_modules` leaves out, modules that are trained whole (`modules_to_save`), and the
+    output projection of torch's MultiheadAttention, whose weights are read without a call of it.
+    """
+    adapter_name = active_adapter(model)
+    root = _state_of(model).root
+    reached = {
+        layer.full_name(name)
+        for layer in smat_layers(model)
+        if adapter_name in layer.smat_delta
+        for name in layer.smat_delta[adapter_name]
+    }
+    return [name for name in base_parameter_names(root) if name not in reached]
+
+
 def adapted_size(model: nn.Module) -> int:
     """Number P of scalars that the active adapter adapts."""
     adapter_name = active_adapter(model)
@@ -193,25 +230,24 @@ def _covered(layer: SMATLayer, adapter_name: str, name: str) -> float:
     return delta.numel() / gates[0].numel()
 
 
-def _router_of(model: nn.Module) -> SMATRouter:
-    router = find_router(model)
-    if router is None:
+def _any_layer(model: nn.Module) -> SMATLayer:
+    layer = next((module for module in model.modules() if isinstance(module, SMATLayer)), None)
+    if layer is None:
         raise ConfigurationError(
             f"{type(model).__name__} has no SMAT layers; make them with get_peft_model(model, SMATConfig(...))"
         )
-    return router
+    return layer
 
 
-def _unmerged(model: nn.Module) -> SMATRouter:
-    router = _router_of(model)
-    if router.merged:
-        raise ConfigurationError(f"adapters {router.merged_adapters} are merged; unmerge_adapter() before using a task")
-    return router
+def _state_of(model: nn.Module) -> SharedState:
+    return _any_layer(model).state
 
 
-def _root_of(model: nn.Module) -> nn.Module:
-    # Not by getattr, which wrappers of the root forward to it.
-    return next(module for module in model.modules() if SMATRouter.CHILD in module._modules)
+def _unmerged_state(model: nn.Module) -> SharedState:
+    merged = sorted({name for layer in smat_layers(model) for name in layer.merged_adapters})
+    if merged:
+        raise ConfigurationError(f"adapters {merged} are merged; unmerge_adapter() before using a task")
+    return _state_of(model)
 
 
 def _check_names(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

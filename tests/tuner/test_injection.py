@@ -1,0 +1,147 @@
+"""Which parameters get an adapter, what its tensors are like, and what is left alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel
+
+from smat_peft import SMATConfig
+from smat_peft.errors import ConfigurationError
+from smat_peft.tuner.side import SMATSide
+from smat_peft.tuner.tasks import adapter_router, find_router, smat_layers
+
+
+class Bare(nn.Module):
+    """Two parameters of its own beside a layer; as a root, and as a part of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.shift = nn.Parameter(torch.zeros(4))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.scale + self.shift
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x)[0])
+
+
+def settings(**changes: Any) -> SMATConfig:
+    return SMATConfig(**{"num_experts": 2, "init_weights": False} | changes)
+
+
+def adapted_names(model: nn.Module, adapter_name: str = "default") -> set[str]:
+    return {layer.full_name(name) for layer in smat_layers(model) for name in layer.smat_delta[adapter_name]}
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [
+        (["scale"], {"scale", "part.scale"}),
+        (["part.scale"], {"part.scale"}),
+        (["linear.weight", "part.shift"], {"linear.weight", "part.linear.weight", "part.shift"}),
+    ],
+)
+def test_target_parameters_reach_exactly_the_named_ones_of_the_root_too(targets: list[str], adapted: set[str]) -> None:
+    base = Bare()
+    base.part = Bare()
+    before = copy.deepcopy(base).state_dict()
+    model = get_peft_model(base, settings(target_modules=[], target_parameters=targets))
+    assert adapted_names(model) == adapted
+    assert set(model.unadapted_parameters()) == before.keys() - adapted
+
+    merged = model.merge_and_unload().state_dict()
+    assert merged.keys() == before.keys()
+    assert {name for name in before if not torch.equal(before[name], merged[name])} == adapted
+
+
+def test_a_second_adapter_targets_parameters_of_layers_that_the_first_one_wrapped() -> None:
+    model = get_peft_model(Bare(), settings(target_modules=[], target_parameters=["linear.weight"]))
+    model.add_adapter("other", settings(target_modules=[], target_parameters=["linear.weight", "shift"]))
+    assert [layer.path for layer in smat_layers(model)] == ["linear", ""]
+    x = torch.randn(2, 4)
+    model.set_adapter("other")
+    model.eval()
+    adapted = model(x)
+    assert not torch.allclose(adapted, model.get_base_model().linear.base_layer(x))
+    model.merge_adapter()
+    assert torch.allclose(model(x), adapted, atol=1e-6)
+
+
+def test_a_new_layer_is_in_the_mode_of_the_module_that_it_adapts() -> None:
+    model = get_peft_model(Bare().eval(), settings(target_modules=["linear"]))
+    model.add_adapter("other", settings(target_parameters=["scale"], target_modules=[], feature_dim=4))
+    assert not any(layer.training for layer in smat_layers(model))
+    assert not find_router(model).router("other").training  # type: ignore[union-attr]
+
+
+def test_a_model_without_a_router_has_no_layer_for_one() -> None:
+    model = get_peft_model(Bare(), settings(target_modules=["linear"]))
+    assert find_router(model) is None
+    assert adapter_router(model) is None
+    assert [status.name for status in model.get_layer_status()] == ["model.linear"]
+
+
+def test_a_model_that_takes_no_images_has_no_router() -> None:
+    config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    assert find_router(get_peft_model(LlamaModel(config), settings(target_modules=["q_proj"]))) is None
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_router_has_the_type_of_the_adapter_and_routes_in_it(
+    make_vit: Callable[..., nn.Module], autocast: bool
+) -> None:
+    model = get_peft_model(make_vit().to(torch.bfloat16), settings(), autocast_adapter_dtype=autocast)
+    router = adapter_router(model)
+    assert router is not None
+    tensors = [tensor for tensor in router.state_dict().values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32 if autocast else torch.bfloat16}
+    router.advance_spectral_norm()
+    assert model.route(torch.randn(3, 16)).weights.isfinite().all()
+
+
+def test_an_adapter_may_have_the_name_of_a_module_only_where_it_is_alone() -> None:
+    model = get_peft_model(Bare(), settings(target_modules=["linear"]), adapter_name="linear")
+    with pytest.raises(ConfigurationError, match="beside another, an adapter cannot be called 'linear'"):
+        model.add_adapter("other", settings(target_modules=["linear"]))
+    model = get_peft_model(Bare(), settings(target_modules=[], target_parameters=["shift"], modules_to_save=["linear"]))
+    model.add_adapter("other", settings(target_parameters=["scale"], target_modules=[]))
+
+
+def test_the_projection_that_attention_reads_without_calling_is_listed_and_not_adapted() -> None:
+    model = get_peft_model(Attending(), settings(modules_to_save=["head"]))
+    left = ["attention.out_proj.weight", "attention.out_proj.bias", "head.weight", "head.bias"]
+    assert model.unadapted_parameters() == left
+    assert adapted_names(model) == {"attention.in_proj_weight", "attention.in_proj_bias"}
+    assert isinstance(model.get_base_model().attention.smatside, SMATSide)
+
+
+def test_a_head_is_listed_as_unadapted(make_vit: Callable[..., nn.Module]) -> None:
+    base = nn.Sequential()
+    base.backbone, base.head = nn.Linear(4, 4), nn.Linear(4, 2)
+    model = get_peft_model(base, settings())
+    assert model.unadapted_parameters() == ["head.weight", "head.bias"]
+    assert get_peft_model(make_vit(), settings()).unadapted_parameters() == []
+
+
+def test_a_saved_configuration_equals_the_one_in_memory(tmp_path: Path) -> None:
+    settings().save_pretrained(tmp_path)
+    saved = SMATConfig.from_json_file(tmp_path / "adapter_config.json")
+    assert saved == settings().to_dict()
+    assert SMATConfig(**saved).router_temperature == (5.0, 0.5)

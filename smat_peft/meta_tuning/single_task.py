@@ -20,7 +20,7 @@ from smat_peft.errors import ConfigurationError
 from smat_peft.experts.gates import clamp_gates_
 from smat_peft.experts.router import even_weights
 from smat_peft.meta_tuning.objective import multiplier_loss, reset_multipliers_, sparsity_loss
-from smat_peft.tuner.tasks import active_adapter, expected_l0, find_router, smat_layers, sparsity
+from smat_peft.tuner.tasks import active_adapter, adapter_config, expected_l0, smat_layers, sparsity
 
 
 def create_optimizer(model: nn.Module, *, lr: float, gate_lr: float, **settings: Any) -> AdamW:
@@ -76,7 +76,7 @@ class SparsityCallback(TrainerCallback, ExportableState):
         gates = _trained_gates(model)
         if not gates:  # a fixed pattern
             return
-        closed, target = sparsity(model, training=True), _target_sparsity(model)
+        closed, target = sparsity(model, training=True), adapter_config(model).target_sparsity
         weights = even_weights(len(closed), closed.device).weights
         multipliers = torch.tensor(self.multipliers or [0.0] * len(closed), device=closed.device, requires_grad=True)
         reset_multipliers_(multipliers, closed, target)
@@ -109,9 +109,3 @@ def _trained_gates(model: nn.Module) -> list[Tensor]:
         for gates in layer.smat_gates[adapter_name].values()
         if gates.requires_grad
     ]
-
-
-def _target_sparsity(model: nn.Module) -> float:
-    router = find_router(model)
-    assert router is not None
-    return router.configs[active_adapter(model)].target_sparsity

@@ -16,6 +16,7 @@ from smat_peft.few_shot.adaptation import (
     ExpertMix,
     adapt_to_support,
     classify_queries,
+    merge_experts,
     route_support,
 )
 from smat_peft.tuner.tasks import adapter_config, has_experts
@@ -44,9 +45,12 @@ def prototype_predictor(
 
     Args:
         model: A backbone with or without experts.
-        experts: `"routed"` for each episode, `"none"` for the untouched backbone, or the same weights `[M]` for all.
+        experts: `"routed"` for each episode, `"none"` for the untouched backbone, or the same weights `[M]` for all,
+            merged once.
         batch_size: Images that go through the backbone at a time.
     """
+    if isinstance(experts, Tensor):
+        experts = merge_experts(model, experts)
 
     @torch.inference_mode()
     def predict(episode: Episode) -> Prediction:

@@ -44,7 +44,7 @@ def gate_values(logits: Tensor, temperature: float) -> Tensor:
 
 def stretch(sigmoid: Tensor) -> Tensor:
     """The hard-concrete stretch of a sigmoid to [-0.1, 1.1], clipped to [0, 1]."""
-    return (sigmoid * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW).clamp_(0.0, 1.0)
+    return sigmoid.mul(STRETCH_HIGH - STRETCH_LOW).add_(STRETCH_LOW).clamp_(0.0, 1.0)
 
 
 def by_expert(gates: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,16 @@ from smat_peft.tuner import tasks
 
 DEFAULT_BATCH_SIZE = 64
 
-ExpertMix = Literal["routed", "none"] | Tensor
+
+@dataclass(frozen=True)
+class MergedExperts:
+    """Experts mixed by `expert_weights` `[M]` and merged into `weights`, for as many support sets as one likes."""
+
+    expert_weights: Float[Tensor, " M"]
+    weights: Mapping[str, Tensor]
+
+
+ExpertMix = Literal["routed", "none"] | Tensor | MergedExperts
 
 
 @dataclass(frozen=True)
@@ -50,20 +59,25 @@ def adapt_to_support(
         support: Pixels, on any device.
         labels: `0..C-1`, each at least once.
         experts: `"routed"` by the support's frozen features, `"none"` for the untouched backbone, or the weights `[M]`
-            themselves. A backbone without experts is used as it is.
+            themselves, merged already or not. A backbone without experts is used as it is.
         batch_size: Images that go through the backbone at a time.
     """
     labels = labels.to(device_of(model))
-    with torch.no_grad(), evaluation_mode(model):
+    with torch.no_grad(), tasks.evaluation_mode(model):
         if not tasks.has_experts(model) or (isinstance(experts, str) and experts == "none"):
             return AdaptedTask(class_means(_features(model, support, {}, batch_size), labels), {})
-        if isinstance(experts, Tensor):
-            expert_weights = experts.to(device_of(model))
-        else:
-            expert_weights = route_support(model, support, labels, batch_size=batch_size).weights
-        weights = tasks.interpolate(model, expert_weights)
-        prototypes = class_means(_features(model, support, weights, batch_size), labels)
-    return AdaptedTask(prototypes, weights, expert_weights)
+        if isinstance(experts, str):
+            experts = route_support(model, support, labels, batch_size=batch_size).weights
+        merged = experts if isinstance(experts, MergedExperts) else merge_experts(model, experts)
+        prototypes = class_means(_features(model, support, merged.weights, batch_size), labels)
+    return AdaptedTask(prototypes, merged.weights, merged.expert_weights)
+
+
+def merge_experts(model: nn.Module, expert_weights: Float[Tensor, " M"]) -> MergedExperts:
+    """A model's weights with its experts mixed by `expert_weights`, with evaluation gates and without gradient."""
+    expert_weights = expert_weights.to(device_of(model))
+    with torch.no_grad():
+        return MergedExperts(expert_weights, tasks.interpolate(model, expert_weights, training=False))
 
 
 def route_support(
@@ -74,7 +88,7 @@ def route_support(
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> ExpertWeights:
     """What the router says of a support set, by its frozen features (METHOD 3)."""
-    with torch.no_grad(), evaluation_mode(model):
+    with torch.no_grad(), tasks.evaluation_mode(model):
         frozen = _features(model, support, {}, batch_size)
         return tasks.route(model, class_means(frozen, labels.to(frozen.device)))
 
@@ -87,20 +101,8 @@ def classify_queries(
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> Float[Tensor, "N C"]:
     """Cosine logits of queries for the classes of an adapted task (METHOD 5). The model comes back as it was."""
-    with torch.no_grad(), evaluation_mode(model):
+    with torch.no_grad(), tasks.evaluation_mode(model):
         return cosine_logits(_features(model, queries, task.weights, batch_size), task.prototypes)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode inside the block, each back in its own mode after it."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -203,23 +203,15 @@ class MetaLearner(nn.Module):
         fixed = prototypes.detach().requires_grad_()
         loss = query_loss(cosine_logits(support_features, fixed, self.arguments.logit_scale), labels)
         gradients = _gradients(loss, [*weights.values(), fixed])
-        stepped = {
-            name: weight - rate * gradient for (name, weight), gradient in zip(weights.items(), gradients, strict=False)
-        }
-        return stepped, prototypes - rate * gradients[-1]
+        return _stepped(weights, gradients[:-1], rate), prototypes - rate * gradients[-1]
 
     def adapted_teacher(self, loss: Tensor, weights: TaskWeights, prototypes: Tensor, query: Tensor) -> Tensor:
         """Logits after one more step, on the labelled query (METHOD 7.4); the student's own loss gives its gradient."""
         rate = self.arguments.adapted_teacher_lr
         gradients = _gradients(loss, [*weights.values(), prototypes])
-        with torch.no_grad():
-            stepped = {
-                name: weight - rate * gradient
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=False)
-            }
-            with task(self.model, stepped):
-                moved = prototypes - rate * gradients[-1]
-                return cosine_logits(features(self.model, query), moved, self.arguments.logit_scale)
+        with torch.no_grad(), task(self.model, _stepped(weights, gradients[:-1], rate)):
+            moved = prototypes - rate * gradients[-1]
+            return cosine_logits(features(self.model, query), moved, self.arguments.logit_scale)
 
     @torch.no_grad()
     def validate(self, episode: Episode) -> float:
@@ -243,3 +235,9 @@ class MetaLearner(nn.Module):
 def _gradients(loss: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
     """Gradients of a loss whose graph is still needed; zero where the loss does not depend on a tensor."""
     return torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+def _stepped(weights: TaskWeights, gradients: Sequence[Tensor], rate: float) -> TaskWeights:
+    """Weights after one step of gradient descent."""
+    moved = torch._foreach_sub(list(weights.values()), list(gradients), alpha=rate)
+    return dict(zip(weights, moved, strict=True))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from peft import PeftConfig
@@ -95,6 +97,7 @@ class SMATConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = SMATPeftType.SMAT
+        self._check_types()
         start, end = self.router_temperature
         self.router_temperature = (start, end)
         for name in ("target_modules", "exclude_modules"):
@@ -128,6 +131,16 @@ class SMATConfig(PeftConfig):
         """Whether expert weights depend on the task: not where the feature's width is unknown or all gates are open."""
         return self.feature_dim is not None and self.sparsity_pattern != "dense"
 
+    def _check_types(self) -> None:
+        for name in ("num_experts", "router_heads", "router_skill_tokens", "router_temperature_episodes"):
+            self._require(_is_whole(getattr(self, name)), name, "a whole number")
+        self._require(self.feature_dim is None or _is_whole(self.feature_dim), "feature_dim", "a whole number, or None")
+        for name in ("target_sparsity", "gate_init_std", "router_mlp_ratio"):
+            self._require(_is_number(getattr(self, name)), name, "a number")
+        pair = self.router_temperature
+        is_pair = isinstance(pair, Sequence) and len(pair) == 2 and all(map(_is_number, pair))
+        self._require(is_pair, "router_temperature", "two numbers, the first and the last temperature")
+
     def _require(self, holds: bool, name: str, wanted: str) -> None:
         if not holds:
             raise ConfigurationError(f"SMATConfig: {name} must be {wanted}, got {getattr(self, name)!r}")
@@ -135,3 +148,11 @@ class SMATConfig(PeftConfig):
     def _require_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value: Any = getattr(self, name)
         self._require(value in choices, name, "one of " + ", ".join(choices))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -19,7 +19,7 @@ from smat_peft.experts.patterns import pattern_logits
 from smat_peft.experts.router import even_weights
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.shadow import shadow, unshadow
-from smat_peft.tuner.state import SharedState
+from smat_peft.tuner.state import SharedState, Task
 
 RANDOM_DELTA_STD = 0.1  # of `init_weights=False`; large enough to be seen in half precision
 
@@ -88,7 +88,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
         super().delete_adapter(adapter_name)
-        self.state.configs.pop(adapter_name, None)
+        self.state.forget(adapter_name)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
         parameter = next(base_layer.parameters(recurse=False), None)
@@ -132,8 +132,9 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         """What the module's parameters are in a call now, by name; those left out keep their own values."""
         if self.disable_adapters or self.merged:
             return {}
-        if self.state.weights is not None:
-            return self._from_task(self.state.weights)
+        task = self.state.task
+        if task is not None and task.adapter in self.active_adapters:
+            return self._from_task(task)
         effective: dict[str, Tensor] = {}
         for adapter_name in self.active_adapters:
             if adapter_name in self.smat_delta:
@@ -148,8 +149,8 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         """A parameter's name in the base model."""
         return f"{self.path}.{name}" if self.path else name
 
-    def _from_task(self, task_weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        named = ((name, task_weights.get(self.full_name(name))) for name in self.parameter_names())
+    def _from_task(self, task: Task) -> dict[str, Tensor]:
+        named = ((name, task.weights.get(self.full_name(name))) for name in self.parameter_names())
         return {name: weight for name, weight in named if weight is not None}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -182,13 +183,13 @@ class SMATLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(adapter_name)
 
     def _merged(self, adapter_name: str, originals: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.state.weights is None or self.state.adapter not in (adapter_name, None):
+        task = self.state.task
+        if task is None or task.adapter != adapter_name:
             return self.mix_evenly(adapter_name, training=False)
-        on_task = self._from_task(self.state.weights)
         owner = self.get_base_layer()
         return {
             name: getattr(owner, name) + (weight - originals[name]) if name in originals else weight
-            for name, weight in on_task.items()
+            for name, weight in self._from_task(task).items()
         }
 
     def unmerge(self) -> None:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from smat_peft.tuner.config import SMATConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """The weights of one task, and the adapter they belong to: they are in force while it is active.
+
+    Attributes:
+        weights: Task weights by the base model's parameter names; a parameter that is not named keeps its pre-trained
+            value.
+        adapter: The adapter's name.
+    """
+
+    weights: Mapping[str, Tensor]
+    adapter: str
 
 
 @dataclass
@@ -15,13 +30,16 @@ class SharedState:
 
     Attributes:
         root: The base model.
-        weights: Task weights by the base model's parameter names; a parameter that is not named keeps its pre-trained
-            value. None: no task, experts are mixed evenly.
-        adapter: The adapter they were made from, where one was.
+        task: The task that is set; None: experts are mixed evenly.
         configs: The configuration of each adapter.
     """
 
     root: nn.Module
-    weights: dict[str, Tensor] | None = None
-    adapter: str | None = None
+    task: Task | None = None
     configs: dict[str, SMATConfig] = field(default_factory=dict)
+
+    def forget(self, adapter_name: str) -> None:
+        """Leave nothing of an adapter that is deleted."""
+        self.configs.pop(adapter_name, None)
+        if self.task is not None and self.task.adapter == adapter_name:
+            self.task = None

@@ -22,7 +22,7 @@ from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.layer import SMATLayer
 from smat_peft.tuner.recompute import recompute_with_task
 from smat_peft.tuner.routing import SMATRouter
-from smat_peft.tuner.state import SharedState
+from smat_peft.tuner.state import SharedState, Task
 from smat_peft.tuner.targets import base_parameter_names
 
 
@@ -134,42 +134,54 @@ def task(model: nn.Module, weights: Tensor | Mapping[str, Tensor]) -> Iterator[N
             named keep their pre-trained values: `{}` is the untouched backbone.
     """
     state = _unmerged_state(model)
-    previous = state.weights, state.adapter
+    previous = state.task
     if isinstance(weights, Tensor):
         weights = interpolate(model, weights)
     else:
         _check_names(model, weights)
-    state.weights, state.adapter = dict(weights), active_adapter(model)
+    state.task = Task(dict(weights), active_adapter(model))
     try:
         with recompute_with_task(state):
             yield
     finally:
-        state.weights, state.adapter = previous
+        state.task = previous
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside the block, each back in its own mode after it."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 @torch.no_grad()
 def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor) -> ExpertWeights:
     """Adapt a model to a task: route its support set, merge once, and stay on that task until [`reset_task`].
 
+    The task belongs to the active adapter: it is not in force while another is.
+
     Args:
         model: A model with SMAT layers, in any mode: evaluation gates and a router without noise are used.
         pixel_values: Support images `[N, 3, H, W]`.
         labels: Their labels `0..C-1`, `[N]`.
     """
-    with _evaluating(model):
+    with evaluation_mode(model):
         with task(model, {}):
             frozen = features(model, pixel_values)
         weights = route(model, class_means(frozen.float(), labels))
         task_weights = interpolate(model, weights.weights)
-    state = _state_of(model)
-    state.weights, state.adapter = task_weights, active_adapter(model)
+    _state_of(model).task = Task(task_weights, active_adapter(model))
     return weights
 
 
 def reset_task(model: nn.Module) -> None:
     """Leave the task that [`adapt`] set: experts are mixed evenly again."""
-    state = _state_of(model)
-    state.weights = state.adapter = None
+    _state_of(model).task = None
 
 
 def sparsity(model: nn.Module, *, training: bool | None = None) -> Tensor:
@@ -255,14 +267,3 @@ def _check_names(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     unknown = sorted(set(weights) - known)
     if unknown:
         raise ConfigurationError(f"task weights name parameters that are not adapted: {unknown}")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True

@@ -1,5 +1,5 @@
 # `make check` runs what CI runs, in the environment that is active.
-.PHONY: check lint types test
+.PHONY: check lint types test peft-suite
 
 check: lint types test
 
@@ -12,3 +12,7 @@ types:
 
 test:
 	pytest
+
+# PEFT's own tests against SMATConfig; minutes, and fetches PEFT's source distribution the first time.
+peft-suite:
+	python tests/peft_suite/run.py

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from smat_peft.tuner.layer import SMATLayer
@@ -26,6 +28,8 @@ class SMATSide(SMATLayer):
             owner.register_forward_hook(self._after_call, always_call=True),
         )
         setattr(owner, self.CHILD, self)
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # code compiled for a module of this class does not ask whether it has hooks now
 
     def get_base_layer(self) -> nn.Module:
         """The owner of the parameters."""

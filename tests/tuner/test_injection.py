@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,25 @@ def test_a_model_without_a_router_has_no_layer_for_one() -> None:
 def test_a_model_that_takes_no_images_has_no_router() -> None:
     config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     assert find_router(get_peft_model(LlamaModel(config), settings(target_modules=["q_proj"]))) is None
+
+
+COMPILING = """
+import torch
+from peft import get_peft_model
+from smat_peft import SMATConfig
+from tests.tuner.test_injection import Bare
+
+x = torch.randn(2, 4)
+for targets in (["linear.weight"], ["linear.weight", "scale"], ["scale"]):
+    config = SMATConfig(num_experts=2, init_weights=False, target_modules=[], target_parameters=targets)
+    model = get_peft_model(Bare(), config).eval()
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), model(x)), targets
+"""
+
+
+def test_models_with_other_targets_each_compile_as_one_graph_of_their_own() -> None:
+    # In a process of its own: torch cannot compile the checks of shapes that the tests put around functions.
+    subprocess.run([sys.executable, "-c", COMPILING], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("autocast", [True, False])

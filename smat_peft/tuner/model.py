@@ -22,7 +22,14 @@ from smat_peft.tuner.layer import SMATLayer, SMATLinear
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.side import SMATSide
 from smat_peft.tuner.state import SharedState
-from smat_peft.tuner.targets import adaptable_parameters, names_taken, owner_of, target_everything, targeted_parameters
+from smat_peft.tuner.targets import (
+    adaptable_parameters,
+    names_taken,
+    owner_of,
+    target_everything,
+    targeted_parameters,
+    tied_parameters,
+)
 
 
 class SMATModel(BaseTuner):
@@ -121,6 +128,7 @@ class SMATModel(BaseTuner):
         # One for the whole model; a fresh one where this is the first adapter.
         root = getattr(model, "_orig_mod", model)  # below a compiled model's own wrapper
         self._state = next((layer.state for layer in tasks.smat_layers(model)), SharedState(root))
+        self._tied = tied_parameters(root)
         super().inject_adapter(
             model,
             adapter_name,
@@ -146,7 +154,7 @@ class SMATModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        names = adaptable_parameters(peft_config, owner_of(target))
+        names = adaptable_parameters(peft_config, owner_of(target), self._tied)
         if parameter_name is not None:
             names = [name for name in names if name == parameter_name]
         if not names:

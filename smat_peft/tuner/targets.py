@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Set
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -25,7 +26,7 @@ def target_everything(config: SMATConfig, model: nn.Module) -> None:
     heads = [rf"{re.escape(path)}(\..*)?" for path in heads_of(model, config.feature)]
     left_alone = config.exclude_modules or []
     if not isinstance(left_alone, str):
-        left_alone = "|".join(rf"(.*\.)?{re.escape(name)}" for name in sorted(left_alone))
+        left_alone = "|".join(rf"(.*\.)?{re.escape(name)}(\..*)?" for name in sorted(left_alone))
     config.exclude_modules = "|".join([part for part in (left_alone, *heads) if part]) or None
 
 
@@ -48,16 +49,25 @@ def own_parameters(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters(recurse=False) if p.is_floating_point()]
 
 
-def adaptable_parameters(config: SMATConfig, module: nn.Module) -> list[str]:
+def adaptable_parameters(config: SMATConfig, module: nn.Module, tied: Set[nn.Parameter]) -> list[str]:
     """Names of a targeted module's own parameters that an adapter can reach.
 
     MultiheadAttention reads the weights of its output projection without calling it: what is done to them during a
-    call of that module would never be seen.
+    call of that module would never be seen. A parameter of several names (`tied`) would get a delta at each of them or
+    at one, and merging writes to all: where no target is named, it is left alone.
     """
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return []
-    left_alone = UNUSED_IN_FEATURES if config.target_modules == EVERYTHING else ()
-    return [name for name in own_parameters(module) if name not in left_alone]
+    names = own_parameters(module)
+    if config.target_modules != EVERYTHING:
+        return names
+    return [name for name in names if name not in UNUSED_IN_FEATURES and getattr(module, name) not in tied]
+
+
+def tied_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters of a model that have several names: two modules own them, or their module has two names itself."""
+    counts = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
+    return {parameter for parameter, count in counts.items() if count > 1}
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -208,8 +208,8 @@ def expected_l0(model: nn.Module) -> Tensor:
 def unadapted_parameters(model: nn.Module) -> list[str]:
     """Names of the base model's own parameters that the active adapter does not reach.
 
-    Heads are among them, what `target_modules` leaves out, modules that are trained whole (`modules_to_save`), and the
-    output projection of torch's MultiheadAttention, whose weights are read without a call of it.
+    Heads are among them, what `target_modules` leaves out, modules that are trained whole (`modules_to_save`), tied
+    parameters, and the output projection of torch's MultiheadAttention, which is read without a call of it.
     """
     adapter_name = active_adapter(model)
     root = _state_of(model).root

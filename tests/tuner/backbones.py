@@ -90,6 +90,9 @@ class Plain(nn.Module):
         self.scale = nn.Parameter(torch.tensor(1.5))
         self.used_twice = nn.Linear(width, width)
         self.frozen = nn.Linear(width, width).requires_grad_(False)
+        self.two_names = self.same_module = nn.Linear(width, width)
+        self.tied, self.tied_to = nn.Linear(width, width), nn.Linear(width, width)
+        self.tied.weight = self.tied_to.weight
         self.checkpointing: dict[str, Any] | None = None
         nn.init.uniform_(self.batch_norm.running_mean)
         nn.init.uniform_(self.batch_norm.running_var, 0.5, 2.0)
@@ -101,7 +104,8 @@ class Plain(nn.Module):
         maps = self.batch_norm(self.stem(pixel_values + self.offset)).relu()
         tokens = maps.flatten(2).transpose(1, 2)
         tokens = self._checkpointed(self.block, tokens)
-        return self._checkpointed(self._last, tokens).mean(1) * self.scale
+        features = self._checkpointed(self._last, tokens).mean(1) * self.scale
+        return features + self.tied_to(self.tied(features)) + self.two_names(self.same_module(features))
 
     def _last(self, tokens: Tensor) -> Tensor:
         return self.frozen(self.used_twice(self.used_twice(tokens).relu()).relu())
@@ -117,7 +121,7 @@ BACKBONES: dict[str, Backbone] = {
     "dinov2": Backbone(
         lambda: Dinov2Model(Dinov2Config(**TRANSFORMER, mlp_ratio=2)), left_alone=("embeddings.mask_token",)
     ),
-    "plain": Backbone(Plain, settings={"feature_dim": 8}),
+    "plain": Backbone(Plain, settings={"feature_dim": 8}, left_alone=("two_names.", "tied.weight")),
 }
 
 

@@ -43,6 +43,13 @@ CHANGED: dict[str, Any] = {
     ("name", "value"),
     [
         ("num_experts", 0),
+        ("num_experts", 2.5),
+        ("num_experts", "8"),
+        ("num_experts", True),
+        ("target_sparsity", None),
+        ("router_temperature", 3.0),
+        ("router_temperature", (1.0,)),
+        ("feature_dim", "wide"),
         ("target_sparsity", 1.0),
         ("target_sparsity", -0.1),
         ("target_sparsity", float("nan")),

@@ -308,6 +308,26 @@ def count_calls(model: PeftModel) -> dict[str, int]:
     return calls
 
 
+def test_reentrant_checkpointing_reaches_the_router_too(backbone: Backbone) -> None:
+    model = backbone.adapted().train()
+    find_router(model).thaw("default")  # type: ignore[union-attr]
+    images, labels = task_images(1)
+    with torch.no_grad(), model.task({}):
+        prototypes = model.prototypes(model.features(images), labels)
+
+    def trained_gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        with model.task(model.route(prototypes, uniform=torch.full((EXPERTS,), 0.4)).weights):
+            loss = loss_of(model)
+        loss.backward()
+        return copies({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+
+    expected = trained_gradients()
+    assert any("smat_router" in name for name in expected)
+    checkpoint_gradients(model.get_base_model(), True)
+    assert_close(trained_gradients(), expected)
+
+
 # ----- merging, unloading, disabling -----
 
 
@@ -443,6 +463,24 @@ def test_adapters_are_switched_and_deleted_without_touching_each_other(backbone:
     assert not any("default" in name.split(".") for name in model.state_dict())
     assert model.active_adapter == "other"
     assert torch.equal(adapted_outputs(model), second)
+
+
+@torch.no_grad()
+def test_a_task_is_in_force_while_its_adapter_is_active(backbone: Backbone) -> None:
+    model = backbone.adapted()
+    model.add_adapter("other", backbone.config())
+    model.set_adapter("other")
+    without_a_task = outputs(model, IMAGES)
+    model.set_adapter("default")
+    model.adapt(*task_images(1))
+    on_task = outputs(model, IMAGES)
+    model.set_adapter("other")
+    assert torch.equal(outputs(model, IMAGES), without_a_task)
+    model.set_adapter("default")
+    assert torch.equal(outputs(model, IMAGES), on_task)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    assert smat_layers(model)[0].state.task is None
 
 
 @torch.no_grad()

@@ -63,6 +63,7 @@ def test_a_pooler_is_adapted_where_it_is_the_feature() -> None:
         ({"target_modules": ["q_proj"], "exclude_modules": r".*\.0\..*"}, rf"{LAYERS}\.1\..*\.q_proj\..*"),
         ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, rf"{LAYERS}\.0\..*\.q_proj\..*"),
         ({"exclude_modules": ["q_proj", "layernorm"]}, r"vit\.(?!layernorm|.*q_proj).*"),
+        ({"exclude_modules": ["embeddings", "layers.1"]}, r"vit\.(layers\.0|layernorm)\..*"),
         ({"exclude_modules": r"vit\.layers.*"}, r"vit\.(embeddings|layernorm)\..*"),
         ({"layers_to_transform": 0}, rf"{LAYERS}\.0\..*"),
         ({"layers_to_transform": [0, 1]}, rf"{LAYERS}\..*"),

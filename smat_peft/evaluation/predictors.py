@@ -14,8 +14,7 @@ from smat_peft.experts.router import even_weights
 from smat_peft.few_shot.adaptation import (
     DEFAULT_BATCH_SIZE,
     ExpertMix,
-    adapt_to_support,
-    classify_queries,
+    classify_episode,
     merge_experts,
     route_support,
 )
@@ -54,9 +53,10 @@ def prototype_predictor(
 
     @torch.inference_mode()
     def predict(episode: Episode) -> Prediction:
-        task = adapt_to_support(model, episode.support, episode.support_labels, experts=experts, batch_size=batch_size)
-        logits = classify_queries(model, task, episode.query, batch_size=batch_size)
-        return Prediction(logits, task.expert_weights)
+        support, labels = episode.support, episode.support_labels
+        return Prediction(
+            *classify_episode(model, support, labels, episode.query, experts=experts, batch_size=batch_size)
+        )
 
     return predict
 

@@ -20,9 +20,9 @@ DEFAULT_BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class MergedExperts:
-    """Experts mixed by `expert_weights` `[M]` and merged into `weights`, for as many support sets as one likes."""
+    """Experts mixed by `expert_weights` `[M]` and merged into `weights`; both are empty for the untouched backbone."""
 
-    expert_weights: Float[Tensor, " M"]
+    expert_weights: Float[Tensor, " M"] | None
     weights: Mapping[str, Tensor]
 
 
@@ -62,15 +62,32 @@ def adapt_to_support(
             themselves, merged already or not. A backbone without experts is used as it is.
         batch_size: Images that go through the backbone at a time.
     """
-    labels = labels.to(device_of(model))
     with torch.no_grad(), tasks.evaluation_mode(model):
-        if not tasks.has_experts(model) or (isinstance(experts, str) and experts == "none"):
-            return AdaptedTask(class_means(_features(model, support, {}, batch_size), labels), {})
-        if isinstance(experts, str):
-            experts = route_support(model, support, labels, batch_size=batch_size).weights
-        merged = experts if isinstance(experts, MergedExperts) else merge_experts(model, experts)
-        prototypes = class_means(_features(model, support, merged.weights, batch_size), labels)
+        merged = _merged(model, support, labels, experts, batch_size)
+        features = _features(model, support, merged.weights, batch_size)
+        prototypes = class_means(features, labels.to(features.device))
     return AdaptedTask(prototypes, merged.weights, merged.expert_weights)
+
+
+def classify_episode(
+    model: nn.Module,
+    support: Float[Tensor, "N 3 H W"],
+    labels: Int[Tensor, " N"],
+    queries: Float[Tensor, "Q 3 H W"],
+    *,
+    experts: ExpertMix = "routed",
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> tuple[Float[Tensor, "Q C"], Float[Tensor, " M"] | None]:
+    """[`adapt_to_support`] and [`classify_queries`] in one: support and queries go through the backbone together.
+
+    Returns:
+        The queries' logits, and how the experts were mixed.
+    """
+    with torch.no_grad(), tasks.evaluation_mode(model):
+        merged = _merged(model, support, labels, experts, batch_size)
+        features = _features(model, torch.cat([support, queries]), merged.weights, batch_size)
+        prototypes = class_means(features[: len(support)], labels.to(features.device))
+        return cosine_logits(features[len(support) :], prototypes), merged.expert_weights
 
 
 def merge_experts(model: nn.Module, expert_weights: Float[Tensor, " M"]) -> MergedExperts:
@@ -108,6 +125,16 @@ def classify_queries(
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's parameters are."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _merged(model: nn.Module, support: Tensor, labels: Tensor, experts: ExpertMix, batch_size: int) -> MergedExperts:
+    if isinstance(experts, MergedExperts):
+        return experts
+    if not tasks.has_experts(model) or (isinstance(experts, str) and experts == "none"):
+        return MergedExperts(None, {})
+    if isinstance(experts, str):
+        experts = route_support(model, support, labels, batch_size=batch_size).weights
+    return merge_experts(model, experts)
 
 
 def _features(model: nn.Module, images: Tensor, weights: Mapping[str, Tensor], batch_size: int) -> Tensor:

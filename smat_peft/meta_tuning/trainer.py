@@ -222,7 +222,9 @@ class MetaTrainer:
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Save the adapter, as PEFT does."""
         if self.accelerator.is_main_process:
-            self.learner.model.save_pretrained(str(output_dir or self.output_dir))  # type: ignore[operator]
+            folder = str(output_dir or self.output_dir)
+            # no vocabulary to look after, which PEFT would ask the Hub about
+            self.learner.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
 
     # ----- checkpoints -----
 

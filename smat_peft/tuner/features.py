@@ -25,14 +25,16 @@ AUTO_FEATURE = {
     "convnext": "pooler",
     "resnet": "pooler",
 }
+POOLERS = ("pooler", "head")  # of transformers' backbones; SigLIP's is called a head
 CLASSIFICATION_HEADS = ("classifier", "score", "fc_norm", "head", "fc", "cls_classifier", "distillation_classifier")
 UNUSED_IN_FEATURES = ("mask_token",)  # bare parameters that only pre-training reads
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
     """The part of a transformers model below its head; any other module as it is."""
-    backbone: nn.Module = model.base_model if hasattr(model, "base_model_prefix") else model  # type: ignore[assignment]
-    return backbone
+    below: nn.Module = model.base_model if hasattr(model, "base_model_prefix") else model  # type: ignore[assignment]
+    # DINOv3 calls its encoder "model", which transformers takes for the model below a head.
+    return below if _takes(type(below).forward, "pixel_values") else model
 
 
 def feature_kind(model: nn.Module, feature: str) -> str:
@@ -85,14 +87,14 @@ def extract_features(model: nn.Module, pixel_values: Tensor, feature: str = "aut
 
 def _call(module: nn.Module, pixel_values: Tensor) -> Any:
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), pixel_values.dtype)
-    if _accepts_interpolation(type(module).forward):
+    if _takes(type(module).forward, "interpolate_pos_encoding"):
         return module(pixel_values.to(dtype), interpolate_pos_encoding=True)
     return module(pixel_values.to(dtype))
 
 
 @functools.cache
-def _accepts_interpolation(forward: Callable[..., Any]) -> bool:
-    return "interpolate_pos_encoding" in inspect.signature(forward).parameters
+def _takes(forward: Callable[..., Any], argument: str) -> bool:
+    return argument in inspect.signature(forward).parameters
 
 
 def _cls(output: Any) -> Tensor:

@@ -49,6 +49,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         self._attach(base_layer)
         self.path = path
         self.state = state
+        state.layers.append(self)
         self.smat_delta = nn.ModuleDict()
         self.smat_gates = nn.ModuleDict()
         self.frozen_peft_weight_names = {}

@@ -127,7 +127,7 @@ class SMATModel(BaseTuner):
             )
         # One for the whole model; a fresh one where this is the first adapter.
         root = getattr(model, "_orig_mod", model)  # below a compiled model's own wrapper
-        self._state = next((layer.state for layer in tasks.smat_layers(model)), SharedState(root))
+        self._state = next((layer.state for layer in tasks.smat_layers(model)), None) or SharedState(root)
         self._tied = tied_parameters(root)
         super().inject_adapter(
             model,

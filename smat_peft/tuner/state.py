@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,11 +31,13 @@ class SharedState:
 
     Attributes:
         root: The base model.
+        layers: Its SMAT layers, in the order in which they were made.
         task: The task that is set; None: experts are mixed evenly.
         configs: The configuration of each adapter.
     """
 
     root: nn.Module
+    layers: list[Any] = field(default_factory=list)  # of SMATLayer, which knows this class
     task: Task | None = None
     configs: dict[str, SMATConfig] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.features import CLASSIFICATION_HEADS, UNUSED_IN_FEATURES, backbone_of, feature_kind
+from smat_peft.tuner.features import CLASSIFICATION_HEADS, POOLERS, UNUSED_IN_FEATURES, backbone_of, feature_kind
 
 EVERYTHING = ".*"  # as a regular expression over module names
 
@@ -33,14 +33,15 @@ def target_everything(config: SMATConfig, model: nn.Module) -> None:
 def heads_of(model: nn.Module, feature: str) -> list[str]:
     """Paths of the modules that the feature does not need: what stands beside the backbone, and an unused pooler."""
     backbone = backbone_of(model)
+    poolers = POOLERS if hasattr(model, "base_model_prefix") else ()
     if backbone is model:
-        heads = [name for name, _ in model.named_children() if name in CLASSIFICATION_HEADS]
+        heads = [name for name, _ in model.named_children() if name in CLASSIFICATION_HEADS and name not in poolers]
         prefix = ""
     else:
         heads = [name for name, child in model.named_children() if child is not backbone]
         prefix = f"{model.base_model_prefix}."
-    if feature_kind(model, feature) in ("cls", "mean") and isinstance(getattr(backbone, "pooler", None), nn.Module):
-        heads.append(f"{prefix}pooler")
+    if feature_kind(model, feature) in ("cls", "mean"):
+        heads += [f"{prefix}{name}" for name in poolers if isinstance(getattr(backbone, name, None), nn.Module)]
     return heads
 
 

@@ -33,12 +33,13 @@ def find_router(model: nn.Module) -> SMATRouter | None:
 
 def has_experts(model: nn.Module) -> bool:
     """Whether a model holds SMAT layers."""
-    return any(isinstance(module, SMATLayer) for module in model.modules())
+    return _find_state(model) is not None
 
 
 def smat_layers(model: nn.Module) -> list[SMATLayer]:
-    """All SMAT layers of a model, in the order of its modules."""
-    return [module for module in model.modules() if isinstance(module, SMATLayer)]
+    """All SMAT layers of a model."""
+    state = _find_state(model)
+    return [] if state is None else list(state.layers)
 
 
 def active_adapter(model: nn.Module) -> str:
@@ -47,7 +48,7 @@ def active_adapter(model: nn.Module) -> str:
     Raises:
         ConfigurationError: Where the model has no SMAT layers, or not exactly one adapter is active.
     """
-    active = _any_layer(model).active_adapters
+    active = _state_of(model).layers[0].active_adapters
     if len(active) != 1:
         raise ConfigurationError(f"a task needs exactly one active adapter, got {active}; choose one with set_adapter")
     return active[0]
@@ -151,8 +152,9 @@ def task(model: nn.Module, weights: Tensor | Mapping[str, Tensor]) -> Iterator[N
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode inside the block, each back in its own mode after it."""
     in_training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
+        for module in in_training:
+            module.training = False
         yield
     finally:
         for module in in_training:
@@ -242,24 +244,26 @@ def _covered(layer: SMATLayer, adapter_name: str, name: str) -> float:
     return delta.numel() / gates[0].numel()
 
 
-def _any_layer(model: nn.Module) -> SMATLayer:
-    layer = next((module for module in model.modules() if isinstance(module, SMATLayer)), None)
-    if layer is None:
-        raise ConfigurationError(
-            f"{type(model).__name__} has no SMAT layers; make them with get_peft_model(model, SMATConfig(...))"
-        )
-    return layer
+def _find_state(model: nn.Module) -> SharedState | None:
+    """What the layers of a model share, which any of them knows."""
+    return next((module.state for module in model.modules() if isinstance(module, SMATLayer)), None)
 
 
 def _state_of(model: nn.Module) -> SharedState:
-    return _any_layer(model).state
+    state = _find_state(model)
+    if state is None:
+        raise ConfigurationError(
+            f"{type(model).__name__} has no SMAT layers; make them with get_peft_model(model, SMATConfig(...))"
+        )
+    return state
 
 
 def _unmerged_state(model: nn.Module) -> SharedState:
-    merged = sorted({name for layer in smat_layers(model) for name in layer.merged_adapters})
+    state = _state_of(model)
+    merged = sorted({name for layer in state.layers for name in layer.merged_adapters})
     if merged:
         raise ConfigurationError(f"adapters {merged} are merged; unmerge_adapter() before using a task")
-    return _state_of(model)
+    return state
 
 
 def _check_names(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -6,11 +6,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ConvNextConfig,
+    ConvNextModel,
+    DeiTConfig,
+    DeiTModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    ResNetConfig,
+    ResNetModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    SwinConfig,
+    SwinModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from smat_peft import SMATConfig
 
@@ -21,10 +43,9 @@ TRANSFORMER = {
     "num_attention_heads": 2,
     "image_size": 16,
     "patch_size": 8,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.3,  # so that features depend on the image
 }
+DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 @dataclass(frozen=True)
@@ -34,12 +55,16 @@ class Backbone:
     Attributes:
         build: Makes one; its images are `[N, 3, 16, 16]`.
         settings: What its SMATConfig needs.
+        feature: What `feature="auto"` means for it.
+        width: How wide that is.
         left_alone: Beginnings of the names of parameters that are not adapted by default.
         checkpoints: Ways of gradient checkpointing that it knows, by `use_reentrant`.
     """
 
     build: Callable[[], nn.Module]
     settings: dict[str, Any] = field(default_factory=dict)
+    feature: str = "cls"
+    width: int = 16
     left_alone: tuple[str, ...] = ()
     checkpoints: tuple[bool, ...] = (True, False)
 
@@ -116,12 +141,78 @@ class Plain(nn.Module):
         return checkpoint(function, tokens, **self.checkpointing)
 
 
+def timm_vit() -> nn.Module:
+    timm = pytest.importorskip("timm")
+    vit: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0
+    )
+    return vit
+
+
+NO_CHECKPOINTS: tuple[bool, ...] = ()
+
 BACKBONES: dict[str, Backbone] = {
-    "vit": Backbone(lambda: ViTModel(ViTConfig(**TRANSFORMER, intermediate_size=32)), left_alone=("pooler.",)),
-    "dinov2": Backbone(
-        lambda: Dinov2Model(Dinov2Config(**TRANSFORMER, mlp_ratio=2)), left_alone=("embeddings.mask_token",)
+    "vit": Backbone(
+        lambda: ViTModel(ViTConfig(**TRANSFORMER, **DROPOUT, intermediate_size=32)), left_alone=("pooler.",)
     ),
-    "plain": Backbone(Plain, settings={"feature_dim": 8}, left_alone=("two_names.", "tied.weight")),
+    "deit": Backbone(
+        lambda: DeiTModel(DeiTConfig(**TRANSFORMER, **DROPOUT, intermediate_size=32)), left_alone=("pooler.",)
+    ),
+    "dinov2": Backbone(
+        lambda: Dinov2Model(Dinov2Config(**TRANSFORMER, **DROPOUT, mlp_ratio=2)), left_alone=("embeddings.mask_token",)
+    ),
+    "dinov2_with_registers": Backbone(
+        lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**TRANSFORMER, mlp_ratio=2, num_register_tokens=2)),
+        left_alone=("embeddings.mask_token",),
+    ),
+    "dinov3": Backbone(
+        lambda: DINOv3ViTModel(
+            DINOv3ViTConfig(**TRANSFORMER, intermediate_size=32, num_register_tokens=2, pos_embed_rescale=None)
+        ),
+        left_alone=("embeddings.mask_token",),
+    ),
+    "clip": Backbone(lambda: CLIPVisionModel(CLIPVisionConfig(**TRANSFORMER, intermediate_size=32)), feature="pooler"),
+    "siglip": Backbone(
+        lambda: SiglipVisionModel(SiglipVisionConfig(**TRANSFORMER, intermediate_size=32)),
+        feature="pooler",
+        left_alone=("head.attention.out_proj.",),  # of torch's MultiheadAttention
+    ),
+    "swin": Backbone(
+        lambda: SwinModel(
+            SwinConfig(
+                image_size=16,
+                patch_size=2,
+                embed_dim=8,
+                depths=[1, 1],
+                num_heads=[2, 2],
+                window_size=2,
+                mlp_ratio=2,
+                drop_path_rate=0.0,
+                initializer_range=0.3,
+            )
+        ),
+        feature="pooler",
+    ),
+    "convnext": Backbone(
+        lambda: ConvNextModel(
+            ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], patch_size=2, initializer_range=0.3)
+        ),
+        feature="pooler",
+        checkpoints=NO_CHECKPOINTS,
+    ),
+    "resnet": Backbone(
+        lambda: ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
+        feature="pooler",
+        checkpoints=NO_CHECKPOINTS,
+    ),
+    "timm": Backbone(timm_vit, settings={"feature_dim": 16}, feature="output", checkpoints=NO_CHECKPOINTS),
+    "plain": Backbone(
+        Plain,
+        settings={"feature_dim": 8},
+        feature="output",
+        width=8,
+        left_alone=("two_names.", "tied.weight"),
+    ),
 }
 
 
@@ -132,9 +223,13 @@ def checkpoint_gradients(model: nn.Module, use_reentrant: bool) -> None:
 
 
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
-    """The first output of a model: hidden states of a transformers model."""
+    """All that a model says of images, `[N, ...]`; of a transformers model the hidden states and what is pooled."""
     result = model(images)
-    return result if isinstance(result, Tensor) else result[0]
+    if isinstance(result, Tensor):
+        return result
+    pooled = result.pooler_output
+    hidden = result.last_hidden_state.flatten(1)
+    return hidden if pooled is None else torch.cat([hidden, pooled.flatten(1)], dim=1)
 
 
 def task_images(seed: int, classes: int = 3, shots: int = 2) -> tuple[Tensor, Tensor]:

@@ -158,3 +158,14 @@ def test_without_a_known_width_experts_are_mixed_evenly() -> None:
     model = BACKBONES["plain"].adapted(feature_dim=None)
     assert model.adapt(*task_images(1)).weights.tolist() == pytest.approx([1 / 3] * 3)
     assert not any("smatrouter" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_each_backbone_has_a_feature_of_a_known_width(name: str) -> None:
+    backbone, images = BACKBONES[name], task_images(1)[0]
+    model = backbone.adapted()
+    assert feature_kind(model.get_base_model(), "auto") == backbone.feature
+    assert model.peft_config["default"].feature_dim == backbone.width
+    assert model.features(images).shape == (len(images), backbone.width)
+    assert extract_features(backbone.base(), images, backbone.feature).shape == (len(images), backbone.width)

@@ -81,6 +81,7 @@ def test_every_parameter_is_adapted_and_keeps_its_name(backbone: Backbone) -> No
     assert_equal(base_parameters(model), own)
     adapted = {name for name in own if not name.startswith(backbone.left_alone or "-")}
     assert model.interpolate(WEIGHTS).keys() == adapted
+    assert set(model.unadapted_parameters()) >= set(own) - adapted  # a tied parameter by each of its names
 
 
 def test_delta_and_gates_are_trainable_and_nothing_else(backbone: Backbone) -> None:
@@ -125,8 +126,8 @@ def test_a_task_inside_another_gives_way_to_it_again(backbone: Backbone) -> None
         with model.task(WEIGHTS.flip(0)):
             assert not torch.equal(outputs(model, IMAGES), before)
         assert torch.equal(outputs(model, IMAGES), before)
-        with pytest.raises(RuntimeError), model.task(WEIGHTS.flip(0)):
-            outputs(model, IMAGES[:, :, :3])
+        with pytest.raises((RuntimeError, ValueError)), model.task(WEIGHTS.flip(0)):
+            outputs(model, IMAGES[:, :2])
         assert torch.equal(outputs(model, IMAGES), before)
 
 
@@ -309,6 +310,8 @@ def count_calls(model: PeftModel) -> dict[str, int]:
 
 
 def test_reentrant_checkpointing_reaches_the_router_too(backbone: Backbone) -> None:
+    if True not in backbone.checkpoints:
+        pytest.skip("this backbone cannot be checkpointed so")
     model = backbone.adapted().train()
     find_router(model).thaw("default")  # type: ignore[union-attr]
     images, labels = task_images(1)
@@ -416,8 +419,8 @@ def test_a_call_that_fails_leaves_the_weights_of_the_base_in_place(backbone: Bac
     model = backbone.adapted()
     if on_task:
         model.adapt(*task_images(1))
-    with pytest.raises(RuntimeError):
-        outputs(model, IMAGES[:, :, :3])  # too small for a patch
+    with pytest.raises((RuntimeError, ValueError)):
+        outputs(model, IMAGES[:, :2])  # a channel is missing
     with model.disable_adapter():
         assert torch.equal(outputs(model, IMAGES), outputs(backbone.base(), IMAGES))
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Set
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.features import CLASSIFICATION_HEADS, POOLERS, UNUSED_IN_FEATURES, backbone_of, feature_kind
 
@@ -56,7 +57,16 @@ def adaptable_parameters(config: SMATConfig, module: nn.Module, tied: Set[nn.Par
     MultiheadAttention reads the weights of its output projection without calling it: what is done to them during a
     call of that module would never be seen. A parameter of several names (`tied`) would get a delta at each of them or
     at one, and merging writes to all: where no target is named, it is left alone.
+
+    Raises:
+        ConfigurationError: The module's weights are quantised: a delta as large as they would be is added to them.
     """
+    weight = getattr(module, "weight", None)
+    if hasattr(module, "qweight") or (isinstance(weight, Tensor) and not weight.is_floating_point()):
+        raise ConfigurationError(
+            f"SMAT adapts weights of full or half precision, and this {type(module).__name__} is quantised: load the "
+            "model without a quantization_config, or name the module in exclude_modules"
+        )
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return []
     names = own_parameters(module)

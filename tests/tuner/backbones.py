@@ -83,11 +83,11 @@ class Backbone:
         }
         return SMATConfig(**settings | self.settings | changes)
 
-    def adapted(self, seed: int = 1, **changes: Any) -> PeftModel:
+    def adapted(self, seed: int = 1, dtype: torch.dtype = torch.float32, **changes: Any) -> PeftModel:
         """The backbone with experts, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return get_peft_model(self.base(), self.config(**changes)).eval()
+            return get_peft_model(self.base().to(dtype), self.config(**changes)).eval()
 
 
 class Gain(nn.Module):

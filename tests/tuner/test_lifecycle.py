@@ -214,6 +214,24 @@ def test_task_weights_of_unknown_parameters_are_refused_and_named(backbone: Back
     assert torch.equal(outputs(model, IMAGES), outputs(backbone.adapted(), IMAGES))
 
 
+@torch.no_grad()
+def test_a_backbone_in_half_precision_keeps_it_and_its_task_is_the_one_of_full_precision(backbone: Backbone) -> None:
+    model = backbone.adapted()
+    expected = model.adapt(*task_images(1)).weights
+    on_task = outputs(model, IMAGES)
+    half = backbone.adapted(dtype=torch.bfloat16)
+    assert {p.dtype for name, p in half.named_parameters() if ".smat_" in name} == {torch.float32}
+    torch.testing.assert_close(half.adapt(*task_images(1)).weights, expected, rtol=0, atol=0.1)
+    assert {weight.dtype for weight in half.interpolate(WEIGHTS).values()} == {torch.bfloat16}
+    images = IMAGES.to(torch.bfloat16)
+    result = outputs(half, images)
+    assert result.dtype == torch.bfloat16
+    assert (result.float() - on_task).norm() < 0.1 * on_task.norm()
+    merged = half.merge_and_unload()
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(outputs(merged, images), result)
+
+
 # ----- training -----
 
 

@@ -129,6 +129,7 @@ def main() -> None:
             warmup_steps=arguments.max_steps // 10,
             logging_steps=max(1, arguments.max_steps // 10),
             save_strategy="no",
+            dataloader_pin_memory=torch.cuda.is_available(),
             report_to="none",
             seed=arguments.seed,
         ),

@@ -1,0 +1,24 @@
+"""The examples run as their first lines say, here for two steps."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize("method", ["smat", "lora"])
+def test_image_classification_ends_with_the_accuracy_and_an_adapter(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--method", method, "--max_steps", "2", "--batch_size", "8", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["image_classification.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "image_classification.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "test accuracy" in printed
+    assert ("share of closed gates" in printed) == (method == "smat")
+    assert (tmp_path / "adapter_model.safetensors").is_file()

@@ -154,6 +154,8 @@ class SMATModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        if isinstance(target, SMATSide | SMATRouter):
+            return  # an earlier adapter's; what is beside a module is reached through that module
         names = adaptable_parameters(peft_config, owner_of(target), self._tied)
         if parameter_name is not None:
             names = [name for name in names if name == parameter_name]

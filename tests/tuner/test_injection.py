@@ -49,7 +49,8 @@ def settings(**changes: Any) -> SMATConfig:
 
 
 def adapted_names(model: nn.Module, adapter_name: str = "default") -> set[str]:
-    return {layer.full_name(name) for layer in smat_layers(model) for name in layer.smat_delta[adapter_name]}
+    having = [layer for layer in smat_layers(model) if adapter_name in layer.smat_delta]
+    return {layer.full_name(name) for layer in having for name in layer.smat_delta[adapter_name]}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,14 @@ def test_a_model_without_a_router_has_no_layer_for_one() -> None:
 def test_a_model_that_takes_no_images_has_no_router() -> None:
     config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     assert find_router(get_peft_model(LlamaModel(config), settings(target_modules=["q_proj"]))) is None
+
+
+def test_a_second_adapter_leaves_alone_what_it_excludes_and_the_first_adapts() -> None:
+    base = nn.Sequential()
+    base.part, base.rest = Bare(), Bare()
+    model = get_peft_model(base, settings())
+    model.add_adapter("other", settings(exclude_modules=["part"]))
+    assert adapted_names(model, "default") - adapted_names(model, "other") == {"part.scale", "part.shift"}
 
 
 COMPILING = """

@@ -21,7 +21,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ from peft import PeftModel, get_peft_model
 from transformers import HfArgumentParser
 
 from smat_peft.assets import DEMO_RECIPE
-from smat_peft.commands.checks import check_image_size, check_images, check_trackers, make_output_dir
+from smat_peft.commands.arguments import DataArguments, LaunchArguments, ModelArguments
+from smat_peft.commands.checks import check_image_size, check_images, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.plan import format_plan
 from smat_peft.commands.recipe import recipe_words
@@ -50,90 +50,13 @@ from smat_peft.evaluation.records import Evaluation, Role
 from smat_peft.evaluation.report import format_report, report_as_dict
 from smat_peft.few_shot.loading import load_backbone
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
-from smat_peft.meta_tuning.trainer import MetaTrainer, create_accelerator, refuse_other_run
+from smat_peft.meta_tuning.checkpoints import refuse_other_run
+from smat_peft.meta_tuning.trainer import MetaTrainer, create_accelerator
 from smat_peft.sharing.model_card import write_model_card
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.tasks import sparsity
 
-METHODS = ("smat", "dense")
 CARD, METRICS, CURVES = "README.md", "metrics.json", "curves.png"  # beside the adapter
-
-
-@dataclass
-class ModelArguments:
-    """The backbone and what is learned on it."""
-
-    model_name_or_path: str = field(
-        default="demo-vit", metadata={"help": "A vision model of the Hub, a folder, or demo-vit, the packaged one."}
-    )
-    method: str = field(
-        default="smat",
-        metadata={"help": "smat, or dense: one delta without gates or router.", "choices": list(METHODS)},
-    )
-    num_experts: int = field(default=8, metadata={"help": "Experts of smat."})
-    target_sparsity: float = field(default=0.9, metadata={"help": "Share of each expert's gates to close."})
-    gate_init_std: float = field(default=0.5, metadata={"help": "Standard deviation of the first gate logits."})
-    gate_eval: str = field(
-        default="reference", metadata={"help": "Gates of evaluation: the reference's, or those of train(ing)."}
-    )
-    router_pooling: str = field(default="mean", metadata={"help": "Task embedding: mean over classes, or first."})
-    feature: str = field(default="auto", metadata={"help": "auto, cls, mean, pooler, or a module's path."})
-
-
-@dataclass
-class DataArguments:
-    """Where episodes come from, and what is measured on them."""
-
-    train_domains: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Domains to meta-tune on: builtin:greek, folder:PATH, 'folder:PATH/*' (a domain a folder)."},
-    )
-    dev_ood_domains: list[str] = field(
-        default_factory=list, metadata={"help": "Domains not trained on, to look at while choosing settings."}
-    )
-    ood_domains: list[str] = field(default_factory=list, metadata={"help": "Domains not trained on, to report."})
-    on_bad_image: str = field(
-        default="error", metadata={"help": "What to do with an unreadable image.", "choices": ["error", "skip"]}
-    )
-    image_size: int | None = field(default=None, metadata={"help": "Image size; the image processor's by default."})
-    ways: int | None = field(default=None, metadata={"help": "Classes of an episode; varied by default."})
-    shots: int | None = field(default=None, metadata={"help": "Support images of a class; varied by default."})
-    queries: int = field(default=10, metadata={"help": "Most query images of a class."})
-    max_ways: int = field(default=50, metadata={"help": "Most classes of a training episode, where they vary."})
-    max_support: int = field(default=500, metadata={"help": "Most support images of a training episode."})
-    validation_episodes: int = field(default=120, metadata={"help": "Validation episodes of each domain."})
-    evaluation_episodes: int = field(default=600, metadata={"help": "Test episodes of each domain; 0: none."})
-    evaluation_ways: int | None = field(default=None, metadata={"help": "Classes of a test episode."})
-    evaluation_shots: int | None = field(default=None, metadata={"help": "Support images of a class in test episodes."})
-    evaluation_seed: int = field(default=0, metadata={"help": "Seed of the test episodes."})
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 2, "ways", "evaluation_ways")
-        _require_at_least(self, 1, "shots", "evaluation_shots", "queries", "image_size")
-        _require_at_least(self, 0, "validation_episodes", "evaluation_episodes")
-
-
-@dataclass
-class LaunchArguments:
-    """How the run is done."""
-
-    mixed_precision: str | None = field(
-        default=None, metadata={"help": "The launcher's by default.", "choices": ["no", "fp16", "bf16"]}
-    )
-    report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers, such as tensorboard or wandb."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads a process; all cores by default."})
-    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 1, "threads")
-        check_trackers(self.report_to)
-
-
-def _require_at_least(arguments: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise ConfigurationError(f"--{name} must be at least {least}, got {value}")
 
 
 Arguments = tuple[MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments]

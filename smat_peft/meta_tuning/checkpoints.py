@@ -101,6 +101,20 @@ def prune_checkpoints(output_dir: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
+def refuse_other_run(output_dir: Path) -> None:
+    """Refuse to start a run where another one left its files, or where no folder can be.
+
+    Raises:
+        CheckpointError: Says what to do instead.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise CheckpointError(f"{output_dir} is a file; choose another folder")
+    if checkpoints(output_dir) or (output_dir / "adapter_model.safetensors").exists():
+        raise CheckpointError(
+            f"{output_dir} holds another run; go on with --resume_from_checkpoint latest, or choose another folder"
+        )
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,24 +8,25 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.batches import Episodes, batches
 from smat_peft.meta_tuning.checkpoints import (
     checkpoints,
     find_checkpoint,
     load_checkpoint,
     prune_checkpoints,
+    refuse_other_run,
     save_checkpoint,
 )
 from smat_peft.meta_tuning.learner import MetaLearner
@@ -49,25 +50,6 @@ FREE_ON_RESUME = frozenset(
 )
 SPARSITY_TOLERANCE = 0.05
 EVEN_TOLERANCE = 0.02  # of the largest mean expert weight from 1 / M
-
-
-class Episodes(Protocol):
-    """Training episodes by their number, such as an [`EpisodeSampler`]."""
-
-    def __getitem__(self, index: int) -> Episode: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class _ErrorsAsValues:
-    """Episodes whose errors are handed over: raised in a loading process, they would arrive with its traceback."""
-
-    episodes: Episodes
-
-    def __getitem__(self, index: int) -> Episode | SmatError:
-        try:
-            return self.episodes[index]
-        except SmatError as error:
-            return error
 
 
 class MetaTrainer:
@@ -296,25 +278,15 @@ class MetaTrainer:
     def _batches(self) -> Iterator[list[Episode]]:
         """This process's share of each update from the present step on."""
         arguments, processes = self.arguments, self.accelerator.num_processes
-        numbers = range(
-            self.step * arguments.episodes_per_step + self.accelerator.process_index,
-            arguments.max_steps * arguments.episodes_per_step,
-            processes,
+        first = self.step * arguments.episodes_per_step + self.accelerator.process_index
+        numbers = range(first, arguments.max_steps * arguments.episodes_per_step, processes)
+        return batches(
+            self.train_episodes,
+            numbers,
+            size=arguments.episodes_per_step // processes,
+            workers=arguments.dataloader_num_workers,
+            device=self.accelerator.device,
         )
-        loader: DataLoader[Episode | SmatError] = DataLoader(
-            _ErrorsAsValues(self.train_episodes),  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=numbers,
-            num_workers=arguments.dataloader_num_workers,
-        )
-        batch: list[Episode] = []
-        for episode in loader:
-            if isinstance(episode, SmatError):
-                raise episode
-            batch.append(episode.to(self.accelerator.device))
-            if len(batch) == arguments.episodes_per_step // processes:
-                yield batch
-                batch = []
 
     def _is_due(self, interval: int) -> bool:
         return interval > 0 and (self.step % interval == 0 or self.step == self.arguments.max_steps)
@@ -398,17 +370,3 @@ def create_accelerator(**settings: Any) -> Accelerator:
     """
     averaging = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
     return Accelerator(kwargs_handlers=[averaging], **settings)
-
-
-def refuse_other_run(output_dir: Path) -> None:
-    """Refuse to start a run where another one left its files, or where no folder can be.
-
-    Raises:
-        CheckpointError: Says what to do instead.
-    """
-    if output_dir.exists() and not output_dir.is_dir():
-        raise CheckpointError(f"{output_dir} is a file; choose another folder")
-    if checkpoints(output_dir) or (output_dir / "adapter_model.safetensors").exists():
-        raise CheckpointError(
-            f"{output_dir} holds another run; go on with --resume_from_checkpoint latest, or choose another folder"
-        )

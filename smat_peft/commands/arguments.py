@@ -1,0 +1,87 @@
+"""The arguments of meta_tune, beside those of meta-tuning itself; for transformers' `HfArgumentParser`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from smat_peft.commands.checks import check_trackers
+from smat_peft.errors import ConfigurationError
+
+METHODS = ("smat", "dense")
+
+
+@dataclass
+class ModelArguments:
+    """The backbone and what is learned on it."""
+
+    model_name_or_path: str = field(
+        default="demo-vit", metadata={"help": "A vision model of the Hub, a folder, or demo-vit, the packaged one."}
+    )
+    method: str = field(
+        default="smat",
+        metadata={"help": "smat, or dense: one delta without gates or router.", "choices": list(METHODS)},
+    )
+    num_experts: int = field(default=8, metadata={"help": "Experts of smat."})
+    target_sparsity: float = field(default=0.9, metadata={"help": "Share of each expert's gates to close."})
+    gate_init_std: float = field(default=0.5, metadata={"help": "Standard deviation of the first gate logits."})
+    gate_eval: str = field(
+        default="reference", metadata={"help": "Gates of evaluation: the reference's, or those of train(ing)."}
+    )
+    router_pooling: str = field(default="mean", metadata={"help": "Task embedding: mean over classes, or first."})
+    feature: str = field(default="auto", metadata={"help": "auto, cls, mean, pooler, or a module's path."})
+
+
+@dataclass
+class DataArguments:
+    """Where episodes come from, and what is measured on them."""
+
+    train_domains: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Domains to meta-tune on: builtin:greek, folder:PATH, 'folder:PATH/*' (a domain a folder)."},
+    )
+    dev_ood_domains: list[str] = field(
+        default_factory=list, metadata={"help": "Domains not trained on, to look at while choosing settings."}
+    )
+    ood_domains: list[str] = field(default_factory=list, metadata={"help": "Domains not trained on, to report."})
+    on_bad_image: str = field(
+        default="error", metadata={"help": "What to do with an unreadable image.", "choices": ["error", "skip"]}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "Image size; the image processor's by default."})
+    ways: int | None = field(default=None, metadata={"help": "Classes of an episode; varied by default."})
+    shots: int | None = field(default=None, metadata={"help": "Support images of a class; varied by default."})
+    queries: int = field(default=10, metadata={"help": "Most query images of a class."})
+    max_ways: int = field(default=50, metadata={"help": "Most classes of a training episode, where they vary."})
+    max_support: int = field(default=500, metadata={"help": "Most support images of a training episode."})
+    validation_episodes: int = field(default=120, metadata={"help": "Validation episodes of each domain."})
+    evaluation_episodes: int = field(default=600, metadata={"help": "Test episodes of each domain; 0: none."})
+    evaluation_ways: int | None = field(default=None, metadata={"help": "Classes of a test episode."})
+    evaluation_shots: int | None = field(default=None, metadata={"help": "Support images of a class in test episodes."})
+    evaluation_seed: int = field(default=0, metadata={"help": "Seed of the test episodes."})
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 2, "ways", "evaluation_ways")
+        _require_at_least(self, 1, "shots", "evaluation_shots", "queries", "image_size")
+        _require_at_least(self, 0, "validation_episodes", "evaluation_episodes")
+
+
+@dataclass
+class LaunchArguments:
+    """How the run is done."""
+
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "The launcher's by default.", "choices": ["no", "fp16", "bf16"]}
+    )
+    report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers, such as tensorboard or wandb."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads a process; all cores by default."})
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "threads")
+        check_trackers(self.report_to)
+
+
+def _require_at_least(arguments: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigurationError(f"--{name} must be at least {least}, got {value}")

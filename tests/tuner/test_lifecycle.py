@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -461,6 +463,21 @@ def test_a_loaded_adapter_equals_the_saved_one_to_the_bit(
             each.adapt(*task_images(1))
     assert torch.equal(outputs(loaded, IMAGES), outputs(model, IMAGES))
     assert torch.equal(loaded.features(IMAGES), model.features(IMAGES))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deep", "pickle"]
+)
+@torch.no_grad()
+def test_a_copy_is_on_the_same_task_and_leaves_it_alone(backbone: Backbone, copied: Callable[..., PeftModel]) -> None:
+    model = backbone.adapted()
+    model.adapt(*task_images(1))
+    on_task = outputs(model, IMAGES)
+    other = copied(model)
+    assert torch.equal(outputs(other, IMAGES), on_task)
+    other.reset_task()
+    assert not torch.equal(outputs(other, IMAGES), on_task)
+    assert torch.equal(outputs(model, IMAGES), on_task)
 
 
 # ----- several adapters -----

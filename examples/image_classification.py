@@ -3,10 +3,10 @@
 Why: outside few-shot learning, too, an adapter whose gates close most of a delta is a sparse alternative to other PEFT
 methods. Nothing here is special to SMAT but the callback that holds the sparsity and the learning rate of the gates.
 
-scikit-learn's digits and the packaged ViT, half a minute on two CPU cores, without network:
+scikit-learn's digits and the packaged ViT, a minute on two CPU cores, without network:
 
     python examples/image_classification.py
-    python examples/image_classification.py --method lora --learning_rate 3e-3
+    python examples/image_classification.py --method lora --learning_rate 1e-2
 
 One's own images, a folder with a folder for each class, and a backbone of the Hub:
 
@@ -74,8 +74,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_experts", type=int, default=1, help="experts of smat, which are mixed evenly here")
     parser.add_argument("--target_sparsity", type=float, default=0.9, help="share of smat's gates to close")
     parser.add_argument("--rank", type=int, default=8, help="rank of lora")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="rate of the weights (AdamW)")
-    parser.add_argument("--gate_learning_rate", type=float, default=3e-2, help="rate of smat's gates (AdamW)")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="rate of the weights (AdamW)")
+    parser.add_argument("--gate_learning_rate", type=float, default=0.1, help="rate of smat's gates (AdamW)")
     parser.add_argument("--max_steps", type=int, default=200, help="optimiser steps")
     parser.add_argument("--batch_size", type=int, default=64, help="images of a step")
     parser.add_argument("--seed", type=int, default=0, help="seed of the adapter and the batches, not of the split")

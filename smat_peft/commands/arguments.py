@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.commands.checks import check_trackers
 from smat_peft.errors import ConfigurationError
 
@@ -15,7 +16,7 @@ class ModelArguments:
     """The backbone and what is learned on it."""
 
     model_name_or_path: str = field(
-        default="demo-vit", metadata={"help": "A vision model of the Hub, a folder, or demo-vit, the packaged one."}
+        default=DEMO_BACKBONE, metadata={"help": "A vision model of the Hub, a folder, or demo-vit, the packaged one."}
     )
     method: str = field(
         default="smat",

@@ -31,7 +31,7 @@ from accelerate.utils import set_seed
 from peft import PeftModel, get_peft_model
 from transformers import HfArgumentParser
 
-from smat_peft.assets import DEMO_RECIPE
+from smat_peft.assets import DEMO_BACKBONE, DEMO_RECIPE
 from smat_peft.commands.arguments import DataArguments, LaunchArguments, ModelArguments
 from smat_peft.commands.checks import check_image_size, check_images, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
@@ -44,7 +44,7 @@ from smat_peft.episodes.images import ImageTransform, load_image_transform
 from smat_peft.episodes.sampling import EpisodeSampler, can_serve
 from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.evaluation.plots import plot_curves
-from smat_peft.evaluation.predictors import SMAT, default_predictors, mean_expert_weights
+from smat_peft.evaluation.predictors import BACKBONE, SMAT, default_predictors, mean_expert_weights
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import Evaluation, Role
 from smat_peft.evaluation.report import format_report, report_as_dict
@@ -226,7 +226,7 @@ def _evaluate(
     mean = mean_expert_weights(model, validation) if arguments.method == "smat" and len(validation) else None
     predictors = default_predictors(model, mean_experts=mean)
     if arguments.method == "dense":
-        predictors = {"backbone": predictors["backbone"], "dense": predictors[SMAT]}
+        predictors = {BACKBONE: predictors[BACKBONE], "dense": predictors[SMAT]}
     return evaluate(
         predictors,
         measured,
@@ -270,7 +270,7 @@ def _write_results(
         metrics={name: figures["accuracy"][method]["mean"] for name, figures in report.get("domains", {}).items()},
         settings=settings,
         sparsity=closed,
-        note=DEMO_NOTE if model_arguments.model_name_or_path == "demo-vit" else "",
+        note=DEMO_NOTE if model_arguments.model_name_or_path == DEMO_BACKBONE else "",
     )
 
 

@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from smat_peft.experts.gates import clamp_gates_
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
-from smat_peft.tuner.tasks import smat_layers
+from smat_peft.tuner.tasks import adapter_gates
 
 
 class ParameterGroups:
@@ -24,9 +24,9 @@ class ParameterGroups:
         def trained(parameters: Any) -> dict[str, nn.Parameter]:
             return {names[id(p)]: p for p in parameters if p.requires_grad}
 
-        layers = [layer for layer in smat_layers(learner.model) if adapter in layer.smat_delta]
-        self.delta = trained(p for layer in layers for p in layer.smat_delta[adapter].values())
-        self.gates = trained(p for layer in layers for p in layer.smat_gates[adapter].values())
+        adapted = list(adapter_gates(learner.model, adapter))
+        self.delta = trained(layer.smat_delta[adapter][name] for layer, name, _ in adapted)
+        self.gates = trained(gates for _, _, gates in adapted)
         self.multipliers = trained([learner.multipliers])
         self.router = trained(learner.router.parameters()) if learner.router is not None else {}
 

@@ -20,7 +20,7 @@ from smat_peft.errors import ConfigurationError
 from smat_peft.experts.gates import clamp_gates_
 from smat_peft.experts.router import even_weights
 from smat_peft.meta_tuning.objective import multiplier_loss, reset_multipliers_, sparsity_loss
-from smat_peft.tuner.tasks import active_adapter, adapter_config, expected_l0, smat_layers, sparsity
+from smat_peft.tuner.tasks import active_adapter, adapter_config, adapter_gates, expected_l0, sparsity
 
 
 def create_optimizer(model: nn.Module, *, lr: float, gate_lr: float, **settings: Any) -> AdamW:
@@ -101,11 +101,4 @@ class SparsityCallback(TrainerCallback, ExportableState):
 
 
 def _trained_gates(model: nn.Module) -> list[Tensor]:
-    adapter_name = active_adapter(model)
-    return [
-        gates
-        for layer in smat_layers(model)
-        if adapter_name in layer.smat_gates
-        for gates in layer.smat_gates[adapter_name].values()
-        if gates.requires_grad
-    ]
+    return [gates for _, _, gates in adapter_gates(model, active_adapter(model)) if gates.requires_grad]

@@ -119,8 +119,9 @@ class SMATModel(BaseTuner):
             ConfigurationError: Where one of several adapters has the name of a module or parameter: PEFT would lose
                 tensors of the others when it saves them.
         """
-        clashing = sorted(names_taken(model) & set(self.peft_config))
-        if clashing and len(self.peft_config) > 1:
+        several = len(self.peft_config) > 1
+        clashing = sorted(names_taken(model) & set(self.peft_config)) if several else []
+        if clashing:
             raise ConfigurationError(
                 f"beside another, an adapter cannot be called {clashing[0]!r}, the name of a module or parameter of "
                 "this model"

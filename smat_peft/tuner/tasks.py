@@ -74,6 +74,14 @@ def thaw_router(model: nn.Module, adapter_name: str) -> None:
         layer.thaw(adapter_name)
 
 
+def adapter_gates(model: nn.Module, adapter_name: str) -> Iterator[tuple[SMATLayer, str, Tensor]]:
+    """The gates of an adapter, one parameter after another: its layer, its name in the module, and its gates."""
+    for layer in smat_layers(model):
+        if adapter_name in layer.smat_gates:
+            for name, gates in layer.smat_gates[adapter_name].items():
+                yield layer, name, gates
+
+
 def features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """Features `[N, D]` of images `[N, 3, H, W]` with the weights in force; a plain backbone's with its own."""
     if not has_experts(model):
@@ -192,7 +200,7 @@ def sparsity(model: nn.Module, *, training: bool | None = None) -> Tensor:
     training = model.training if training is None else training
     counts: Any = sum(
         open_gates(gates, layer.gate_temperature(adapter_name, training)) * _covered(layer, adapter_name, name)
-        for layer, name, gates in _gates(model, adapter_name)
+        for layer, name, gates in adapter_gates(model, adapter_name)
     )
     return 1 - counts / adapted_size(model)
 
@@ -202,7 +210,7 @@ def expected_l0(model: nn.Module) -> Tensor:
     adapter_name = active_adapter(model)
     counts: Any = sum(
         expected_open_gates(gates) * _covered(layer, adapter_name, name)
-        for layer, name, gates in _gates(model, adapter_name)
+        for layer, name, gates in adapter_gates(model, adapter_name)
     )
     return counts / adapted_size(model)
 
@@ -213,28 +221,14 @@ def unadapted_parameters(model: nn.Module) -> list[str]:
     Heads are among them, what `target_modules` leaves out, modules that are trained whole (`modules_to_save`), tied
     parameters, and the output projection of torch's MultiheadAttention, which is read without a call of it.
     """
-    adapter_name = active_adapter(model)
-    root = _state_of(model).root
-    reached = {
-        layer.full_name(name)
-        for layer in smat_layers(model)
-        if adapter_name in layer.smat_delta
-        for name in layer.smat_delta[adapter_name]
-    }
-    return [name for name in base_parameter_names(root) if name not in reached]
+    reached = {layer.full_name(name) for layer, name, _ in adapter_gates(model, active_adapter(model))}
+    return [name for name in base_parameter_names(_state_of(model).root) if name not in reached]
 
 
 def adapted_size(model: nn.Module) -> int:
     """Number P of scalars that the active adapter adapts."""
     adapter_name = active_adapter(model)
-    return sum(layer.smat_delta[adapter_name][name].numel() for layer, name, _ in _gates(model, adapter_name))
-
-
-def _gates(model: nn.Module, adapter_name: str) -> Iterator[tuple[SMATLayer, str, Tensor]]:
-    for layer in smat_layers(model):
-        if adapter_name in layer.smat_gates:
-            for name, gates in layer.smat_gates[adapter_name].items():
-                yield layer, name, gates
+    return sum(layer.smat_delta[adapter_name][name].numel() for layer, name, _ in adapter_gates(model, adapter_name))
 
 
 def _covered(layer: SMATLayer, adapter_name: str, name: str) -> float:

@@ -8,9 +8,12 @@ os.environ["MPLBACKEND"] = "Agg"
 from jaxtyping import install_import_hook
 
 # Before the first import of smat_peft, or there is nothing left to hook.
-install_import_hook(["smat_peft.experts", "smat_peft.few_shot"], "beartype.beartype")
+# Not in experts/compiled.py: torch's compiler cannot read the checks.
+mathematics = ("gates", "interpolate", "kernels", "patterns", "prototypes", "router")
+checked = [*(f"smat_peft.experts.{name}" for name in mathematics), "smat_peft.few_shot"]
+install_import_hook(checked, "beartype.beartype")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -18,12 +21,28 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTModel
 
+from smat_peft.experts import compiled
+
 torch.set_num_threads(1)  # sums are then rounded in the same order on every machine
 
 hypothesis.settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", params=["eager", "compiled"])
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test twice: as is, and with generated code for merges of 4 experts, one task or four."""
+    if request.param == "compiled":
+        least, compiled.MIN_SIZE = compiled.MIN_SIZE, 32
+        for num_tasks in (1, 4):
+            assert compiled.compile_passes("merge", "gradients", num_experts=4, num_tasks=num_tasks)
+        yield request.param
+        compiled.MIN_SIZE = least
+        compiled.forget_compiled_passes()
+    else:
+        yield request.param
 
 
 @pytest.fixture(scope="session")

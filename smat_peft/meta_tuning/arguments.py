@@ -22,6 +22,16 @@ class MetaTuningArguments:
     max_steps: int = _argument(12_500, "Number of updates.")
     episodes_per_step: int = _argument(4, "Episodes of one update, over all processes.")
 
+    episodes_per_merge: int = _argument(
+        4, "Episodes of an update that share one read of the gates; each takes as much memory as two backbones."
+    )
+    max_batch_size: int | None = _argument(
+        None, "Images that go through the backbone at a time; more are computed again in the backward pass."
+    )
+    torch_compile: bool | None = _argument(
+        None, "Compile the mixing of experts; by default in runs that are long enough to gain by it."
+    )
+
     delta_lr: float = _argument(1e-4, "Learning rate of the delta (SGD).")
     delta_momentum: float = _argument(0.9, "Momentum of the delta.")
     delta_weight_decay: float = _argument(1e-4, "Weight decay of the delta.")
@@ -62,9 +72,19 @@ class MetaTuningArguments:
             finite = not isinstance(value, float) or math.isfinite(value) or name.startswith("max_")
             self._require(finite, name, "a finite number")
         self._require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)")
-        for name, least in (("warmup_steps", 0), ("lr_decay_steps", 1), ("temperature_episodes", 1)):
+        for name, least in (
+            *(("warmup_steps", 0), ("lr_decay_steps", 1)),
+            *(("temperature_episodes", 1), ("max_batch_size", 1)),
+        ):
             self._require(getattr(self, name) is None or getattr(self, name) >= least, name, f"at least {least}")
-        for name in ("max_steps", "episodes_per_step", "lr_interval", "logging_steps", "max_skipped_steps"):
+        for name in (
+            "max_steps",
+            "episodes_per_step",
+            "episodes_per_merge",
+            "lr_interval",
+            "logging_steps",
+            "max_skipped_steps",
+        ):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in (
             *("delta_lr", "gate_lr", "multiplier_lr", "router_lr", "inner_lr", "adapted_teacher_lr"),

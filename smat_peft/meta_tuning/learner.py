@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.experts.router import ExpertWeights, Router
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.immediate import immediate
 from smat_peft.meta_tuning.objective import (
     distillation_loss,
     multiplier_loss,
@@ -24,13 +26,12 @@ from smat_peft.meta_tuning.objective import (
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.tasks import (
     active_adapter,
-    adapt,
     adapter_config,
     adapter_router,
+    evaluation_mode,
     expected_l0,
     features,
-    interpolate,
-    reset_task,
+    interpolate_tasks,
     route,
     sparsity,
     task,
@@ -38,6 +39,17 @@ from smat_peft.tuner.tasks import (
 )
 
 TaskWeights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An episode under the backbone's own weights: class `prototypes` `[C, D]` and the features `[Q, D]` of the `query`
+    (empty where no teacher needs them), both without gradient, and what the router said of them.
+    """
+
+    prototypes: Tensor
+    query: Tensor
+    routed: ExpertWeights
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class MetaLearner(nn.Module):
         self.multipliers = nn.Parameter(torch.zeros(self.config.num_experts, device=device))
         self.multipliers.requires_grad_(self.constrains_sparsity)
         self.statistics: dict[str, Tensor] = {}
+        self.loss_scale = 1.0  # of a gradient scaler
         self.train()
 
     @property
@@ -93,6 +106,19 @@ class MetaLearner(nn.Module):
     def router(self) -> Router | None:
         """The adapter's router."""
         return adapter_router(self.model, self.adapter_name)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the loss has a teacher."""
+        arguments = self.arguments
+        return arguments.distillation_weight > 0 and (
+            arguments.adapted_teacher_weight + arguments.pretrained_teacher_weight > 0
+        )
+
+    @property
+    def recalls(self) -> bool:
+        """Whether the backbone itself is a teacher."""
+        return self.distils and self.arguments.pretrained_teacher_weight > 0
 
     @property
     def constrains_sparsity(self) -> bool:
@@ -112,6 +138,8 @@ class MetaLearner(nn.Module):
     def forward(self, episodes: Sequence[Episode], uniform: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted loss terms, summed over the episodes and divided by `episodes_per_step`.
 
+        Their gradients are taken while they are computed, an episode at a time: the memory of one suffices for all.
+
         Args:
             episodes: This process's share of an update.
             uniform: Noise of the router, `[len(episodes), M]`; by default drawn from each episode's own seed, so that
@@ -121,16 +149,14 @@ class MetaLearner(nn.Module):
             `query_ce`, and as far as they are switched on `query_kd`, `sparsity`, `lagrangian`, `router_z`. Figures for
             logging are left in `statistics`.
         """
-        results = []
-        for position, episode in enumerate(episodes):
-            noise = self._noise(episode) if uniform is None else uniform[position]
-            for process in range(self.num_processes):
-                if self.router is not None:
-                    self.router.advance_spectral_norm()
-                if process == self.process_index:
-                    results.append(self.episode(episode, noise))
-                if self.router is not None:
-                    self.router.episodes_seen += 1
+        noise = [self._noise(episode) for episode in episodes] if uniform is None else list(uniform)
+        size = self.arguments.episodes_per_merge
+        results: list[EpisodeResult] = []
+        for start in range(0, len(episodes), size):
+            together = episodes[start : start + size]
+            probes = [self._next_probe(episode, noise[start + n]) for n, episode in enumerate(together)]
+            merged = interpolate_tasks(self.model, torch.stack([probe.routed.weights for probe in probes]))
+            results += map(self.episode, together, probes, merged)
 
         terms = {name: torch.stack([result.terms[name] for result in results]).sum() for name in results[0].terms}
         weights = torch.stack([result.routed.weights.detach() for result in results])
@@ -147,48 +173,58 @@ class MetaLearner(nn.Module):
         }
         return {name: term / self.arguments.episodes_per_step for name, term in terms.items()}
 
-    def episode(self, episode: Episode, uniform: Tensor | None) -> EpisodeResult:
+    def probe(self, episode: Episode, uniform: Tensor | None = None) -> Probe:
+        """What the backbone's own weights say of an episode, and how the router mixes the experts for it."""
+        with torch.no_grad(), task(self.model, {}):  # support and query in one batch
+            images = torch.cat([episode.support, episode.query]) if self.recalls else episode.support
+            frozen = self._features(images)
+        prototypes = class_means(frozen[: len(episode.support)], episode.support_labels)
+        return Probe(prototypes, frozen[len(episode.support) :], route(self.model, prototypes, uniform=uniform))
+
+    def episode(self, episode: Episode, probe: Probe, weights: TaskWeights) -> EpisodeResult:
         """The training forward on one episode, without the terms that depend on the gates alone."""
+        names, query_logits = list(weights), list[Tensor]()
+
+        def losses(leaves: list[Tensor]) -> Tensor:
+            terms, logits = self.query_terms(episode, probe, dict(zip(names, leaves, strict=True)))
+            query_logits[:] = [logits.detach()]
+            return torch.stack(terms)
+
+        values = immediate(losses, [*weights.values()], scale=self.loss_scale)
+        terms = dict(zip(("query_ce", "query_kd"), values, strict=False))
+        if self.arguments.router_z_weight > 0 and self.router is not None:
+            terms["router_z"] = self.arguments.router_z_weight * router_z_loss(probe.routed.logits)
+        accuracy = (query_logits[0].argmax(-1) == episode.query_labels).float().mean()
+        return EpisodeResult(terms, probe.routed, query_logits[0], accuracy)
+
+    def query_terms(self, episode: Episode, probe: Probe, weights: TaskWeights) -> tuple[list[Tensor], Tensor]:
+        """The terms of the query, cross-entropy and (where it is on) distillation, and the query's logits."""
         arguments, model = self.arguments, self.model
-        teacher_weights = arguments.adapted_teacher_weight + arguments.pretrained_teacher_weight
-        distils = arguments.distillation_weight > 0 and teacher_weights > 0
-        recalls = distils and arguments.pretrained_teacher_weight > 0
-
-        with torch.no_grad(), task(model, {}):  # support and query in one batch
-            images = torch.cat([episode.support, episode.query]) if recalls else episode.support
-            frozen = features(model, images)
-        frozen_prototypes = class_means(frozen[: len(episode.support)], episode.support_labels)
-        routed = route(model, frozen_prototypes, uniform=uniform)
-        weights = interpolate(model, routed.weights)
-
         with task(model, weights):
-            support_features = features(model, episode.support)
+            support_features = self._features(episode.support)
         prototypes = class_means(support_features, episode.support_labels)
         weights, prototypes = self.inner_step(weights, prototypes, support_features, episode.support_labels)
 
         with task(model, weights):
-            query_features = features(model, episode.query)
+            query_features = self._features(episode.query)
         logits = cosine_logits(query_features, prototypes, arguments.logit_scale)
         loss = query_loss(logits, episode.query_labels)
 
-        terms = {"query_ce": (1 - arguments.distillation_weight) * loss}
-        if distils:
+        terms = [(1 - arguments.distillation_weight) * loss]
+        if self.distils:
             teachers = []
             if arguments.adapted_teacher_weight > 0:
                 adapted = self.adapted_teacher(loss, weights, prototypes, episode.query)
                 teachers.append((arguments.adapted_teacher_weight, adapted))
-            if recalls:
-                pretrained = cosine_logits(frozen[len(episode.support) :], frozen_prototypes, arguments.logit_scale)
+            if self.recalls:
+                pretrained = cosine_logits(probe.query, probe.prototypes, arguments.logit_scale)
                 teachers.append((arguments.pretrained_teacher_weight, pretrained))
             divergences = [
                 weight * distillation_loss(logits, teacher, arguments.distillation_temperature)
                 for weight, teacher in teachers
             ]
-            terms["query_kd"] = arguments.distillation_weight * torch.stack(divergences).sum()
-        if arguments.router_z_weight > 0 and self.router is not None:
-            terms["router_z"] = arguments.router_z_weight * router_z_loss(routed.logits)
-        accuracy = (logits.detach().argmax(-1) == episode.query_labels).float().mean()
-        return EpisodeResult(terms, routed, logits, accuracy)
+            terms.append(arguments.distillation_weight * torch.stack(divergences).sum())
+        return terms, logits
 
     def inner_step(
         self, weights: TaskWeights, prototypes: Tensor, support_features: Tensor, labels: Tensor
@@ -211,21 +247,43 @@ class MetaLearner(nn.Module):
         gradients = _gradients(loss, [*weights.values(), prototypes])
         with torch.no_grad(), task(self.model, _stepped(weights, gradients[:-1], rate)):
             moved = prototypes - rate * gradients[-1]
-            return cosine_logits(features(self.model, query), moved, self.arguments.logit_scale)
+            return cosine_logits(self._features(query), moved, self.arguments.logit_scale)
 
     @torch.no_grad()
     def validate(self, episode: Episode) -> float:
         """Query accuracy of the evaluation forward on one episode (METHOD 6)."""
-        was_training = self.training
-        self.eval()
-        adapt(self.model, episode.support, episode.support_labels)
-        try:
-            prototypes = class_means(features(self.model, episode.support), episode.support_labels)
-            predicted = cosine_logits(features(self.model, episode.query), prototypes).argmax(-1)
-        finally:
-            reset_task(self.model)
-            self.train(was_training)
+        with evaluation_mode(self):
+            with task(self.model, {}):
+                frozen = self._features(episode.support)
+            routed = route(self.model, class_means(frozen, episode.support_labels))
+            with task(self.model, routed.weights):
+                found = self._features(torch.cat([episode.support, episode.query]))
+        prototypes = class_means(found[: len(episode.support)], episode.support_labels)
+        predicted = cosine_logits(found[len(episode.support) :], prototypes).argmax(-1)
         return float((predicted == episode.query_labels).float().mean())
+
+    def _next_probe(self, episode: Episode, uniform: Tensor) -> Probe:
+        """[`probe`] in its place in the whole update: the router moves on by the episodes of every process."""
+        found: Probe | None = None
+        for process in range(self.num_processes):
+            if self.router is not None:
+                self.router.advance_spectral_norm()
+            if process == self.process_index:
+                found = self.probe(episode, uniform)
+            if self.router is not None:
+                self.router.episodes_seen += 1
+        assert found is not None
+        return found
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Features of images, in chunks that are computed again in the backward pass where they are many."""
+        size = self.arguments.max_batch_size
+        if size is None or len(images) <= size:
+            return features(self.model, images)
+        chunks = images.split(size)
+        if not torch.is_grad_enabled():
+            return torch.cat([features(self.model, chunk) for chunk in chunks])
+        return torch.cat([checkpoint(features, self.model, chunk, use_reentrant=False) for chunk in chunks])
 
     def _noise(self, episode: Episode) -> Tensor:
         draws = np.random.default_rng((self.arguments.seed, episode.index))

@@ -13,6 +13,8 @@ from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.tuner.tasks import adapter_gates
 
+FUSED_ON = ("cpu", "cuda")
+
 
 class ParameterGroups:
     """The parameters that meta-tuning learns, by what is done with them; each maps a name to a parameter."""
@@ -45,10 +47,12 @@ def create_optimisers(groups: ParameterGroups, arguments: MetaTuningArguments) -
     }
     gates = {"params": list(groups.gates.values()), "lr": arguments.gate_lr}
     multipliers = {"params": list(groups.multipliers.values()), "lr": arguments.multiplier_lr}
-    optimisers: list[Optimizer] = [SGD([group for group in (delta, gates, multipliers) if group["params"]])]
+    fused = next(iter(groups.delta.values())).device.type in FUSED_ON or None  # None: what torch thinks best
+    parts = [group for group in (delta, gates, multipliers) if group["params"]]
+    optimisers: list[Optimizer] = [SGD(parts, fused=fused)]
     if groups.router:
         decay = arguments.router_weight_decay
-        optimisers.append(AdamW(list(groups.router.values()), lr=arguments.router_lr, weight_decay=decay))
+        optimisers.append(AdamW(list(groups.router.values()), lr=arguments.router_lr, weight_decay=decay, fused=fused))
     return optimisers
 
 
@@ -93,7 +97,4 @@ def load_optimiser_tensors(groups: ParameterGroups, optimisers: list[Optimizer],
         for name, state in by_parameter.items():
             parameter = learned[name]
             if id(parameter) in own:
-                # AdamW counts its steps on the CPU, whatever the device
-                optimiser.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-                }
+                optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}

@@ -39,6 +39,7 @@ from smat_peft.meta_tuning.optimisers import (
     optimiser_tensors,
 )
 from smat_peft.meta_tuning.schedules import warmup_cosine
+from smat_peft.tuner.tasks import compile_interpolation
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ BEST = "best"  # folder of the best checkpoint so far
 FREE_ON_RESUME = frozenset(
     ("output_dir", "resume_from_checkpoint", "checkpointing_steps", "save_total_limit", "dataloader_num_workers")
 )
+COMPILING_PAYS = 3e10  # gates x updates: some 100 s gained on two cores, for up to 40 s of compiling
 SPARSITY_TOLERANCE = 0.05
 EVEN_TOLERANCE = 0.02  # of the largest mean expert weight from 1 / M
 
@@ -104,6 +106,7 @@ class MetaTrainer:
             for group in optimiser.param_groups:
                 group["initial_lr"] = group["lr"]
         self.prepared, *self.optimisers = self.accelerator.prepare(self.learner, *optimisers)
+        self._compile()
         self.step = 0
         self.best_score: float | None = None
         self.skipped = self.skipped_in_a_row = 0
@@ -157,6 +160,8 @@ class MetaTrainer:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * factor
+        if self.accelerator.scaler is not None:
+            self.learner.loss_scale = self.accelerator.scaler.get_scale()
         loss = torch.stack(list(self.prepared(episodes, uniform).values())).sum()
         if not self._everywhere(torch.isfinite(loss)):
             self._skip(episodes)
@@ -339,6 +344,15 @@ class MetaTrainer:
         if self.best_score is not None:
             folder = find_checkpoint(self.output_dir / BEST, "latest")
             self._load_model_tensors(load_checkpoint(folder)[0], folder)
+
+    def _compile(self) -> None:
+        """Compile what the updates of a long run have in common."""
+        gates = sum(parameter.numel() for parameter in self.groups.gates.values())
+        pays = gates * self.arguments.max_steps > COMPILING_PAYS
+        if gates and (pays if self.arguments.torch_compile is None else self.arguments.torch_compile):
+            share = self.arguments.episodes_per_step // self.accelerator.num_processes
+            num_tasks = min(self.arguments.episodes_per_merge, share)
+            compile_interpolation(self.learner.model, num_tasks=num_tasks, training=True)
 
     def _set_temperature_episodes(self) -> None:
         episodes = self.arguments.router_temperature_episodes

@@ -76,9 +76,13 @@ class SMATModel(BaseTuner):
         """Run with the weights of one task: expert weights `[M]`, or task weights by name (`{}`: the backbone's)."""
         return tasks.task(self.model, weights)
 
-    def adapt(self, pixel_values: Tensor, labels: Tensor) -> ExpertWeights:
+    def adapt(self, pixel_values: Tensor, labels: Tensor, *, keep_gates: bool = False) -> ExpertWeights:
         """Route a support set, merge once without gradient, and stay on that task until [`reset_task`]."""
-        return tasks.adapt(self.model, pixel_values, labels)
+        return tasks.adapt(self.model, pixel_values, labels, keep_gates=keep_gates)
+
+    def compile_interpolation(self) -> bool:
+        """Generate faster code for [`adapt`], once; takes up to a minute. Returns whether there is a compiler."""
+        return tasks.compile_interpolation(self.model)
 
     def reset_task(self) -> None:
         """Leave the task that [`adapt`] set."""

@@ -19,10 +19,12 @@ class Task:
         weights: Task weights by the base model's parameter names; a parameter that is not named keeps its pre-trained
             value.
         adapter: The adapter's name.
+        reusable: Whether the next task may be written to these tensors: nobody else has them.
     """
 
     weights: Mapping[str, Tensor]
     adapter: str
+    reusable: bool = False
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
+from smat_peft.experts.compiled import Pass, compile_passes
 from smat_peft.experts.gates import expected_open_gates, open_gates
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights, Router, even_weights
@@ -120,14 +121,36 @@ def interpolate(model: nn.Module, weights: Tensor, *, training: bool | None = No
     Differentiable in delta, gates and `weights`. `training` says whether to use the gates of training; the model's own
     mode where not given.
     """
+    return interpolate_tasks(model, weights[None], training=training)[0]
+
+
+def interpolate_tasks(model: nn.Module, weights: Tensor, *, training: bool | None = None) -> list[dict[str, Tensor]]:
+    """[`interpolate`] for the expert weights `[E, M]` of several tasks, whose merges share one read of the gates."""
     adapter_name = active_adapter(model)
     training = model.training if training is None else training
-    return {
-        layer.full_name(name): tensor
-        for layer in smat_layers(model)
-        if adapter_name in layer.smat_delta
-        for name, tensor in layer.interpolate(adapter_name, weights, training).items()
-    }
+    tasks: list[dict[str, Tensor]] = [{} for _ in weights]
+    for layer in smat_layers(model):
+        if adapter_name in layer.smat_delta:
+            for merged, own in zip(tasks, layer.interpolate(adapter_name, weights, training), strict=True):
+                merged.update({layer.full_name(name): tensor for name, tensor in own.items()})
+    return tasks
+
+
+def compile_interpolation(model: nn.Module, *, num_tasks: int = 1, training: bool = False) -> bool:
+    """Generate code for the active adapter's merges, which they use from then on; takes up to a minute.
+
+    Args:
+        model: A model with SMAT layers.
+        num_tasks: How many tasks are merged together; 1 in [`adapt`].
+        training: For training, with gradients; else for [`adapt`], with and without `keep_gates`.
+
+    Returns:
+        Whether it was possible: where there is no compiler, a warning says so.
+    """
+    layer, name, gates = next(adapter_gates(model, active_adapter(model)))
+    base = getattr(layer.get_base_layer(), name)
+    kinds: tuple[Pass, ...] = ("merge", "gradients") if training else ("merge", "merge_values")
+    return compile_passes(*kinds, num_experts=len(gates), num_tasks=num_tasks, device=base.device, dtype=base.dtype)
 
 
 @contextmanager
@@ -170,7 +193,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor) -> ExpertWeights:
+def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, keep_gates: bool = False) -> ExpertWeights:
     """Adapt a model to a task: route its support set, merge once, and stay on that task until [`reset_task`].
 
     The task belongs to the active adapter: it is not in force while another is.
@@ -179,13 +202,21 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor) -> ExpertWeigh
         model: A model with SMAT layers, in any mode: evaluation gates and a router without noise are used.
         pixel_values: Support images `[N, 3, H, W]`.
         labels: Their labels `0..C-1`, `[N]`.
+        keep_gates: Keep the values of the evaluated gates for the tasks to come, until a call without it. Takes two
+            bytes a gate; the task weights then differ by up to 2.5e-4 of the delta.
     """
+    state, adapter_name = _state_of(model), active_adapter(model)
     with evaluation_mode(model):
         with task(model, {}):
             frozen = features(model, pixel_values)
         weights = route(model, class_means(frozen.float(), labels))
-        task_weights = interpolate(model, weights.weights)
-    _state_of(model).task = Task(task_weights, active_adapter(model))
+    own = state.task is not None and state.task.reusable and state.task.adapter == adapter_name
+    earlier = state.task.weights if own and state.task is not None else {}
+    merged: dict[str, Tensor] = {}
+    for layer in state.layers:
+        if adapter_name in layer.smat_delta:
+            merged |= layer.merge_task(adapter_name, weights.weights, earlier, keep_gates=keep_gates)
+    state.task = Task(merged, adapter_name, reusable=True)
     return weights
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.trainer import MetaTrainer
+from smat_peft.tuner.tasks import interpolate
 from tests.golden_state import (
     RUN,
     SETTINGS,
@@ -21,6 +22,8 @@ from tests.golden_state import (
     section,
     uniform,
 )
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def golden_arguments(**changes: Any) -> MetaTuningArguments:
@@ -126,7 +129,8 @@ def test_inner_and_teacher_steps_are_the_golden_ones(monkeypatch: pytest.MonkeyP
 def _advance_and_run(learner: MetaLearner) -> Any:
     assert learner.router is not None
     learner.router.advance_spectral_norm()
-    return learner.episode(episode(0), uniform(0))
+    probe = learner.probe(episode(0), uniform(0))
+    return learner.episode(episode(0), probe, interpolate(learner.model, probe.routed.weights))
 
 
 def test_episodes_in_one_forward_weigh_as_much_as_one_by_one() -> None:

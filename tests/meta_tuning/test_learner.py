@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -154,10 +155,60 @@ def test_activations_are_recomputed_where_that_is_asked_for(make_learner: Any, m
     calls: list[int] = []
     backbone.layers[0].mlp.fc1.register_forward_hook(lambda *_: calls.append(1))
     terms = learner([noise_episode(0)])
-    forwards = len(calls)
-    torch.stack(list(terms.values())).sum().backward()
-    assert len(calls) > forwards
+    assert len(calls) == 4 + 4  # as many again as without, for two backward passes of support and of query
     assert {name: t.item() for name, t in terms.items()} == pytest.approx({n: t.item() for n, t in expected.items()})
+
+
+def gradients(learner: MetaLearner, episodes: list[Episode]) -> dict[str, Tensor]:
+    torch.stack(list(learner(episodes).values())).sum().backward()
+    return {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= tolerance * gradient.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_chunks_change_no_gradient(make_learner: Any, make_vit: Any, checkpointing: bool) -> None:
+    expected = gradients(make_learner(), [noise_episode(0)])
+    backbone = make_vit()
+    if checkpointing:
+        backbone.activation_checkpointing_enable()
+    chunked = make_learner(backbone, max_batch_size=2)
+    sizes: list[int] = []
+    backbone.layernorm.register_forward_hook(lambda _, __, output: sizes.append(len(output)))
+    assert_same_gradients(gradients(chunked, [noise_episode(0)]), expected)
+    assert set(sizes) == {1, 2}  # 15, 6 and 9 images in twos
+
+
+def test_how_many_episodes_share_a_merge_changes_no_gradient(make_learner: Any) -> None:
+    episodes = [noise_episode(index) for index in range(4)]
+    expected = gradients(make_learner(episodes_per_step=4), episodes)
+    for size in (1, 3):
+        assert_same_gradients(gradients(make_learner(episodes_per_step=4, episodes_per_merge=size), episodes), expected)
+
+
+def test_an_episode_s_graph_is_gone_before_the_next_one_is_built(make_learner: Any) -> None:
+    learner = make_learner(episodes_per_step=3)
+    alive, counts = weakref.WeakSet[Tensor](), []
+
+    def count(_: nn.Module, __: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            alive.add(output)
+        counts.append(len(alive))
+
+    learner.model.base_model.model.layers[0].register_forward_hook(count)
+    learner([noise_episode(index) for index in range(3)])
+    assert max(counts) == 2  # support and query of one episode
+
+
+def test_a_gradient_scaler_s_factor_changes_no_gradient(make_learner: Any) -> None:
+    expected = gradients(make_learner(), [noise_episode(0)])
+    scaled = make_learner()
+    scaled.loss_scale = 2.0**12
+    assert_same_gradients(gradients(scaled, [noise_episode(0)]), expected)
 
 
 def test_batch_norms_keep_their_statistics(make_learner: Any) -> None:

@@ -8,6 +8,8 @@ from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.tuner.tasks import find_router, smat_layers
 from tests.golden_state import distance, episode, golden_model, numbers, section
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
 @pytest.mark.parametrize("index", [0, 1])

@@ -1,0 +1,108 @@
+"""The interpolation's two passes over the gates: task weights forward, gradients backward (METHOD 4).
+
+Each reads the gates once for all tasks that are merged together. Element gates are worked through in blocks that stay
+in the processor's cache. The passes have no gradients of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from smat_peft.experts.gates import BLOCK, STRETCH_HIGH, STRETCH_LOW, by_expert, gate_sigmoid, stretch
+
+STRETCH = 4096  # terms that are summed in float32
+
+
+def merge(
+    out: Sequence[Tensor], base: Tensor, delta: Tensor, gates: Tensor, weights: Tensor, temperature: float | None
+) -> None:
+    """Write `base + (sum_m weights[e, m] * z[m]) * delta` to `out[e]`, for each task e.
+
+    Args:
+        out: Task weights of E tasks, in `base`'s shape and type, contiguous.
+        base: Pre-trained parameter.
+        delta: The shared delta; everything is computed in its type.
+        gates: Gate logits `[M, *gate_shape]`, or the gate values z where `temperature` is None.
+        weights: Expert weights `[E, M]`.
+        temperature: Temperature of the gates.
+    """
+    for (bases, deltas, *tasks), (logits,) in _blocks([base, delta, *out], [gates]):
+        if temperature is None:
+            values = logits.to(deltas.dtype)
+        else:
+            values = stretch(gate_sigmoid(logits, temperature)).clamp_(0.0, 1.0)
+        for task, mask in zip(tasks, _mix(weights, values), strict=True):
+            task.copy_(torch.addcmul(bases.to(deltas.dtype), mask, deltas))
+
+
+def gradients(
+    delta: Tensor,
+    gates: Tensor,
+    weights: Tensor,
+    outgoing: Sequence[Tensor],
+    temperature: float,
+    *,
+    needs_gates: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Gradients of delta, gate logits and expert weights, from those of the task weights that [`merge`] wrote.
+
+    Args:
+        delta: As in [`merge`]; so are `gates`, `weights` and `temperature`.
+        gates: Gate logits.
+        weights: Expert weights.
+        outgoing: Gradients of the loss by the E task weights.
+        temperature: Temperature of the gates.
+        needs_gates: Whether to compute the gates' gradient, by far the largest.
+    """
+    grad_delta = delta.new_empty(delta.shape)
+    grad_weights = torch.zeros_like(weights, dtype=_exact_type(weights))
+    grad_gates = [gates.new_empty(gates.shape)] if needs_gates else []
+    for (deltas, into_delta, *tasks), (logits, *into_gates) in _blocks(
+        [delta, grad_delta, *outgoing], [gates, *grad_gates]
+    ):
+        sigmoid = gate_sigmoid(logits, temperature)
+        stretched = stretch(sigmoid)
+        values = stretched.clamp(0.0, 1.0)
+        by_task = torch.stack([task.to(deltas.dtype) for task in tasks])
+        into_delta.copy_((_mix(weights, values) * by_task).sum(0))
+        per_gate = (by_task * deltas).sum_to_size(len(by_task), *values.shape[1:])
+        grad_weights += _dot(by_expert(per_gate), by_expert(values))
+        if into_gates:
+            through_clip = torch.ops.aten.hardtanh_backward(_mix(weights.T, per_gate), stretched, 0.0, 1.0)
+            through_sigmoid = torch.ops.aten.sigmoid_backward(through_clip, sigmoid)
+            torch.mul(through_sigmoid, (STRETCH_HIGH - STRETCH_LOW) / temperature, out=into_gates[0])
+    return grad_delta, grad_gates[0] if needs_gates else None, grad_weights.to(weights.dtype)
+
+
+def _mix(weights: Tensor, values: Tensor) -> Tensor:
+    """`weights` `[A, B]` times `values` `[B, ...]`: `[A, ...]`."""
+    return (weights @ by_expert(values)).view(len(weights), *values.shape[1:])
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """`left` `[A, n]` times `right.T` `[n, B]`, short stretches of it summed in float64: many terms cancel."""
+    stretches = zip(left.split(STRETCH, dim=1), right.split(STRETCH, dim=1), strict=True)
+    return torch.stack([a @ b.T for a, b in stretches]).sum(0, dtype=_exact_type(left))
+
+
+def _exact_type(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+
+
+def _blocks(
+    like_parameter: list[Tensor], like_gates: list[Tensor]
+) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+    """Corresponding parts of tensors of a parameter's shape and of its gates'; the whole where gates cover several."""
+    shape, gate_shape = like_parameter[0].shape, like_gates[0].shape[1:]
+    if gate_shape != shape or torch.compiler.is_compiling():
+        yield like_parameter, like_gates
+        return
+    flat = [tensor.reshape(-1) for tensor in like_parameter], [by_expert(tensor) for tensor in like_gates]
+    yield from zip(
+        zip(*(tensor.split(BLOCK) for tensor in flat[0]), strict=True),
+        zip(*(tensor.split(BLOCK, dim=1) for tensor in flat[1]), strict=True),
+        strict=True,
+    )

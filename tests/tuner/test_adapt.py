@@ -1,0 +1,126 @@
+"""adapt for one task after another: what it writes to, and evaluated gates that are kept."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+
+from smat_peft import SMATConfig
+from smat_peft.tuner.tasks import adapter_gates, smat_layers
+
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["element", "structured"])
+def model(request: pytest.FixtureRequest, make_vit: Any) -> PeftModel:
+    torch.manual_seed(0)
+    config = SMATConfig(num_experts=3, init_weights=False, gate_granularity=request.param)
+    return get_peft_model(make_vit(), config).eval()
+
+
+def support(seed: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(seed)), torch.arange(6) % 3
+
+
+def task_weights(model: PeftModel) -> dict[str, Tensor]:
+    return dict(smat_layers(model)[0].state.task.weights)
+
+
+def test_task_after_task_is_written_to_the_same_tensors(model: PeftModel) -> None:
+    model.adapt(*support(1))
+    addresses = {name: weight.data_ptr() for name, weight in task_weights(model).items()}
+    first = copy.deepcopy(task_weights(model))
+    model.adapt(*support(2))
+    assert {name: weight.data_ptr() for name, weight in task_weights(model).items()} == addresses
+    assert any(not torch.equal(weight, first[name]) for name, weight in task_weights(model).items())
+    model.adapt(*support(1))
+    assert all(torch.equal(weight, first[name]) for name, weight in task_weights(model).items())
+
+
+def test_weights_that_a_user_gave_are_not_written_to(model: PeftModel) -> None:
+    given = {name: weight.detach() for name, weight in model.interpolate(torch.tensor([0.2, 0.5, 0.3])).items()}
+    before = copy.deepcopy(given)
+    with model.task(given):
+        model.adapt(*support(1))
+    assert all(torch.equal(given[name], weight) for name, weight in before.items())
+
+
+def test_tensors_of_inference_mode_are_not_written_to_outside_it(model: PeftModel) -> None:
+    with torch.inference_mode():
+        model.adapt(*support(1))
+    model.adapt(*support(2))
+    expected = model.features(IMAGES)
+    model.reset_task()
+    model.adapt(*support(2))
+    assert torch.equal(model.features(IMAGES), expected)
+
+
+def test_a_copy_does_not_write_to_the_original_s_task(model: PeftModel) -> None:
+    model.adapt(*support(1))
+    expected = model.features(IMAGES)
+    copy.deepcopy(model).adapt(*support(2))
+    assert torch.equal(model.features(IMAGES), expected)
+
+
+def kept(model: PeftModel) -> list[Tensor]:
+    return [
+        values[-1]
+        for layer in smat_layers(model)
+        for gates in layer._kept_gates.values()
+        for values in gates._kept.values()
+    ]
+
+
+def test_kept_gates_take_two_bytes_each_and_change_little(model: PeftModel) -> None:
+    model.adapt(*support(1))
+    exact = copy.deepcopy(task_weights(model))
+    model.adapt(*support(1), keep_gates=True)
+    deltas = {
+        layer.full_name(name): layer.smat_delta["default"][name] for layer, name, _ in adapter_gates(model, "default")
+    }
+    for name, weight in task_weights(model).items():
+        assert ((weight - exact[name]).abs() <= 2.5e-4 * deltas[name].abs() + 1e-7).all(), name
+    sizes = sum(values.numel() * values.element_size() for values in kept(model))
+    assert sizes == 2 * sum(gates.numel() for _, _, gates in adapter_gates(model, "default"))
+
+
+def test_kept_gates_serve_further_tasks_until_a_call_without_them(model: PeftModel) -> None:
+    model.adapt(*support(1), keep_gates=True)
+    before = kept(model)
+    model.adapt(*support(2), keep_gates=True)
+    assert [values.data_ptr() for values in kept(model)] == [values.data_ptr() for values in before]
+    model.adapt(*support(2))
+    assert kept(model) == []
+
+
+def in_place(gates: Tensor) -> None:
+    gates.add_(1.0)
+
+
+def by_other_memory(gates: Tensor) -> None:
+    gates.data = gates.data + 1.0
+
+
+@pytest.mark.parametrize("change", [in_place, by_other_memory])
+@torch.no_grad()
+def test_kept_gates_are_evaluated_again_when_the_gates_change(model: PeftModel, change: Any) -> None:
+    model.adapt(*support(1), keep_gates=True)
+    for _, _, gates in adapter_gates(model, "default"):
+        change(gates)
+    model.adapt(*support(1), keep_gates=True)
+    found = model.features(IMAGES)
+    model.adapt(*support(1))
+    torch.testing.assert_close(found, model.features(IMAGES), rtol=0, atol=1e-3)
+
+
+def test_nothing_is_kept_of_a_deleted_adapter(model: PeftModel) -> None:
+    model.adapt(*support(1), keep_gates=True)
+    model.add_adapter("other", model.peft_config["default"])
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    assert kept(model) == []

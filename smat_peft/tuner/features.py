@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
+from smat_peft.tuner.class_token import class_token_alone
 
 # What "auto" takes, by a transformers model's `config.model_type`.
 AUTO_FEATURE = {
@@ -68,6 +69,9 @@ def extract_features(model: nn.Module, pixel_values: Tensor, feature: str = "aut
         feature: `"auto"`, `"cls"`, `"mean"`, `"pooler"`, or the path of a module whose output is the feature.
     """
     backbone, kind = backbone_of(model), feature_kind(model, feature)
+    if kind == "cls":
+        with class_token_alone(backbone):
+            return _cls(_call(backbone, pixel_values))
     if kind in _FROM_OUTPUT:
         return _FROM_OUTPUT[kind](_call(backbone, pixel_values))
     try:
@@ -122,4 +126,4 @@ def _pool(output: Any) -> Tensor:
     return output.mean(1) if output.ndim == 3 else output
 
 
-_FROM_OUTPUT: dict[str, Callable[[Any], Tensor]] = {"cls": _cls, "mean": _mean, "pooler": _pooler, "output": _pool}
+_FROM_OUTPUT: dict[str, Callable[[Any], Tensor]] = {"mean": _mean, "pooler": _pooler, "output": _pool}

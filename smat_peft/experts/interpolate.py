@@ -13,6 +13,8 @@ from smat_peft.experts import kernels
 from smat_peft.experts.compiled import Pass, generated
 from smat_peft.experts.gates import by_expert, gate_values
 
+SMALL = 32_768  # scalars of a parameter; below, a call costs more than the work
+
 
 def interpolate(
     base: Float[Tensor, "*shape"],
@@ -48,6 +50,57 @@ def interpolate_tasks(
     """[`interpolate`] for E tasks, whose merges share one read of the gates, forward and backward."""
     result: tuple[Tensor, ...] = _Interpolate.apply(base, delta, gate_logits, weights, temperature)
     return result
+
+
+def interpolate_many(
+    bases: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    gate_logits: Sequence[Tensor],
+    weights: Float[Tensor, "E M"],
+    temperature: float,
+) -> list[tuple[Tensor, ...]]:
+    """[`interpolate_tasks`] for many parameters; small ones are laid end to end and go through as one."""
+    small = _small(bases, deltas, gate_logits)
+    result: list[tuple[Tensor, ...]] = [() for _ in bases]
+    if small:
+        flat = _end_to_end(small, bases), _end_to_end(small, deltas), _end_to_end(small, gate_logits, gates=True)
+        packed = interpolate_tasks(*flat, weights.to(flat[1]), temperature)
+        sizes = [bases[i].numel() for i in small]
+        for i, *tasks in zip(small, *(task.split(sizes) for task in packed), strict=True):
+            result[i] = tuple(task.view(bases[i].shape) for task in tasks)
+    for i, base in enumerate(bases):
+        if not result[i]:
+            result[i] = interpolate_tasks(base, deltas[i], gate_logits[i], weights.to(deltas[i]), temperature)
+    return result
+
+
+def merge_many_into(
+    out: Sequence[Tensor],
+    bases: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    gates: Sequence[Tensor],
+    weights: Float[Tensor, " M"],
+    temperature: float | None,
+) -> None:
+    """[`interpolate_many`] for one task without gradient, written to tensors that are there already.
+
+    Args:
+        out: Where to, in the shapes and types of `bases`, contiguous.
+        bases: Pre-trained parameters.
+        deltas: Their deltas.
+        gates: Their gate logits; with `temperature` None, the gates' values.
+        weights: Weight of each expert.
+        temperature: Temperature of the gates.
+    """
+    small = _small(bases, deltas, gates)
+    if small:
+        flat = _end_to_end(small, bases), _end_to_end(small, deltas), _end_to_end(small, gates, gates=True)
+        packed = torch.empty_like(flat[0])
+        merge_into([packed], *flat, weights.to(flat[1])[None], temperature)
+        parts = packed.split([bases[i].numel() for i in small])
+        torch._foreach_copy_([out[i].view(-1) for i in small], list(parts))
+    for i in set(range(len(bases))).difference(small):
+        merge_into([out[i]], bases[i], deltas[i], gates[i], weights.to(deltas[i])[None], temperature)
 
 
 def merge_into(
@@ -119,6 +172,26 @@ class _Interpolate(torch.autograd.Function):
             grad_weights if needs_weights else None,
             None,
         )
+
+
+def _small(bases: Sequence[Tensor], deltas: Sequence[Tensor], gates: Sequence[Tensor]) -> list[int]:
+    """Which parameters go through as one: small ones with a gate for each element, alike in type and device."""
+    small = [
+        i
+        for i, base in enumerate(bases)
+        if base.numel() <= SMALL and gates[i].shape[1:] == base.shape and not torch.compiler.is_compiling()
+    ]
+
+    def kind(i: int) -> tuple[Any, ...]:
+        return bases[i].dtype, deltas[i].dtype, gates[i].dtype, bases[i].device
+
+    return [i for i in small if kind(i) == kind(small[0])]
+
+
+def _end_to_end(chosen: list[int], tensors: Sequence[Tensor], *, gates: bool = False) -> Tensor:
+    if gates:
+        return torch.cat([by_expert(tensors[i]) for i in chosen], dim=1)
+    return torch.cat([tensors[i].reshape(-1) for i in chosen])
 
 
 def _flat(tensor: Tensor) -> Tensor:

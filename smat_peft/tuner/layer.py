@@ -6,7 +6,7 @@ During a call the task weights shadow the module's own parameters and are taken 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape, initialise_gates_
-from smat_peft.experts.interpolate import interpolate_tasks, merge_into
+from smat_peft.experts.interpolate import interpolate
 from smat_peft.experts.patterns import pattern_logits
 from smat_peft.experts.router import even_weights
 from smat_peft.tuner.config import SMATConfig
@@ -56,7 +56,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         self.frozen_peft_weight_names = {}
         self.merged_adapters = []
         self._before_merge: list[dict[str, Tensor]] = []
-        self._kept_gates: dict[str, KeptGates] = {}
+        self.kept_gates: dict[str, KeptGates] = {}
         self._disable_adapters = False
         self.in_features = getattr(base_layer, "in_features", None)
         self.out_features = getattr(base_layer, "out_features", None)
@@ -91,7 +91,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
         super().delete_adapter(adapter_name)
-        self._kept_gates.pop(adapter_name, None)
+        self.kept_gates.pop(adapter_name, None)
         self.state.forget(adapter_name)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
@@ -105,61 +105,27 @@ class SMATLayer(nn.Module, BaseTunerLayer):
 
     def interpolate(
         self, adapter_name: str, weights: Tensor, training: bool, onto: dict[str, Tensor] | None = None
-    ) -> list[dict[str, Tensor]]:
-        """Parameters with an adapter's experts mixed, by their names in the module, one dict a task.
-
-        Args:
-            adapter_name: The adapter.
-            weights: Expert weights of the tasks `[E, M]`.
-            training: Whether to use the gates of training.
-            onto: What to add the mixed delta to; the module's own parameters by default.
-        """
-        owner, temperature = self.get_base_layer(), self.gate_temperature(adapter_name, training)
-        gates, onto = self.smat_gates[adapter_name], onto or {}
-        mixed = [dict(onto) for _ in weights]
-        for name, delta in self.smat_delta[adapter_name].items():
-            base = onto[name] if name in onto else getattr(owner, name)
-            merged = interpolate_tasks(base, delta, gates[name], weights.to(delta), temperature)
-            for task, weight in zip(mixed, merged, strict=True):
-                task[name] = weight
-        return mixed
-
-    def merge_task(
-        self, adapter_name: str, weights: Tensor, reuse: Mapping[str, Tensor], *, keep_gates: bool
     ) -> dict[str, Tensor]:
-        """Parameters with an adapter's experts mixed by `weights` `[M]`, with evaluation gates and without gradient.
+        """Parameters with an adapter's experts mixed by `weights` [M], by their names in the module.
 
         Args:
             adapter_name: The adapter.
             weights: Expert weights.
-            reuse: An earlier result, whose tensors are written to where they fit.
-            keep_gates: Evaluate the gates once, and keep their values in half precision for the next merge.
-
-        Returns:
-            Task weights by their names in the base model.
+            training: Whether to use the gates of training.
+            onto: What to add the mixed delta to; the module's own parameters by default.
         """
-        owner, temperature = self.get_base_layer(), self.gate_temperature(adapter_name, training=False)
-        if not keep_gates:
-            self._kept_gates.pop(adapter_name, None)
-        merged = {}
+        owner, temperature = self.get_base_layer(), self.gate_temperature(adapter_name, training)
+        gates = self.smat_gates[adapter_name]
+        mixed = dict(onto or {})
         for name, delta in self.smat_delta[adapter_name].items():
-            base, gates = getattr(owner, name), self.smat_gates[adapter_name][name]
-            out = reuse.get(self.full_name(name))
-            if out is None or not _fits(out, base):
-                out = base.new_empty(base.shape)
-            if keep_gates:
-                kept = self._kept_gates.setdefault(adapter_name, KeptGates())
-                values = kept.values(name, gates, temperature, base.dtype)
-                merge_into([out], base, delta, values, weights.to(delta)[None], None)
-            else:
-                merge_into([out], base, delta, gates, weights.to(delta)[None], temperature)
-            merged[self.full_name(name)] = out
-        return merged
+            base = mixed[name] if name in mixed else getattr(owner, name)
+            mixed[name] = interpolate(base, delta, gates[name], weights.to(delta), temperature)
+        return mixed
 
     def mix_evenly(self, adapter_name: str, training: bool, onto: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """[`interpolate`] with the same weight for every expert."""
         gates = next(iter(self.smat_gates[adapter_name].values()))
-        return self.interpolate(adapter_name, even_weights(len(gates), gates.device).weights[None], training, onto)[0]
+        return self.interpolate(adapter_name, even_weights(len(gates), gates.device).weights, training, onto)
 
     def get_delta_weight(self, adapter_name: str, name: str = "weight") -> Tensor:
         """What an adapter adds to a parameter: on its task where one is set, else with its experts mixed evenly."""
@@ -266,9 +232,3 @@ def _initial_gates(config: SMATConfig, parameter: Tensor, shape: torch.Size) -> 
         return gates.zero_()
     density = 1 - config.target_sparsity
     return pattern_logits(config.sparsity_pattern, parameter, config.num_experts, density, shape)
-
-
-def _fits(out: Tensor, base: Tensor) -> bool:
-    """Whether a tensor can take the task weights of a parameter."""
-    writable = not out.is_inference() or torch.is_inference_mode_enabled()
-    return writable and (out.shape, out.dtype, out.device) == (base.shape, base.dtype, base.device)

@@ -21,6 +21,7 @@ from smat_peft.experts.router import ExpertWeights, Router, even_weights
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.layer import SMATLayer
+from smat_peft.tuner.merging import interpolate_layers, merge_layers
 from smat_peft.tuner.recompute import recompute_with_task
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.state import SharedState, Task
@@ -128,12 +129,7 @@ def interpolate_tasks(model: nn.Module, weights: Tensor, *, training: bool | Non
     """[`interpolate`] for the expert weights `[E, M]` of several tasks, whose merges share one read of the gates."""
     adapter_name = active_adapter(model)
     training = model.training if training is None else training
-    tasks: list[dict[str, Tensor]] = [{} for _ in weights]
-    for layer in smat_layers(model):
-        if adapter_name in layer.smat_delta:
-            for merged, own in zip(tasks, layer.interpolate(adapter_name, weights, training), strict=True):
-                merged.update({layer.full_name(name): tensor for name, tensor in own.items()})
-    return tasks
+    return interpolate_layers(smat_layers(model), adapter_name, weights, training)
 
 
 def compile_interpolation(model: nn.Module, *, num_tasks: int = 1, training: bool = False) -> bool:
@@ -210,12 +206,9 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, keep_gates:
         with task(model, {}):
             frozen = features(model, pixel_values)
         weights = route(model, class_means(frozen.float(), labels))
-    own = state.task is not None and state.task.reusable and state.task.adapter == adapter_name
-    earlier = state.task.weights if own and state.task is not None else {}
-    merged: dict[str, Tensor] = {}
-    for layer in state.layers:
-        if adapter_name in layer.smat_delta:
-            merged |= layer.merge_task(adapter_name, weights.weights, earlier, keep_gates=keep_gates)
+    earlier = state.task
+    reuse = earlier.weights if earlier is not None and earlier.reusable and earlier.adapter == adapter_name else {}
+    merged = merge_layers(state.layers, adapter_name, weights.weights, reuse, keep_gates=keep_gates)
     state.task = Task(merged, adapter_name, reusable=True)
     return weights
 

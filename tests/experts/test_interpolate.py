@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
+from smat_peft.experts import interpolate as module
 from smat_peft.experts.gates import (
     EVAL_TEMPERATURE,
     GATE_LIMIT,
@@ -16,7 +17,13 @@ from smat_peft.experts.gates import (
     gate_shape,
     gate_values,
 )
-from smat_peft.experts.interpolate import interpolate, mixed_gates
+from smat_peft.experts.interpolate import (
+    interpolate,
+    interpolate_many,
+    interpolate_tasks,
+    merge_many_into,
+    mixed_gates,
+)
 
 SHAPES = [(), (7,), (1, 3, 4), (5, 4), (6, 3, 2, 2)]
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -141,3 +148,43 @@ def test_the_merged_mask_is_the_weighted_mean_of_the_gates() -> None:
     gates, weights = torch.randn(3, 5, 4), torch.tensor([0.5, 0.25, 0.25])
     values = gate_values(gates, 1.0)
     torch.testing.assert_close(mixed_gates(gates, weights, 1.0), values[0] / 2 + values[1] / 4 + values[2] / 4)
+
+
+def test_many_parameters_at_once_are_each_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SMALL", 20)
+    parameters = [
+        inputs(shape, granularity, dtype=dtype)
+        for shape in [*SHAPES, (3, 9)]  # the last one is above the limit
+        for granularity in ("element", "structured")
+        for dtype in (torch.float32, torch.float64)
+    ]
+    weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    bases, deltas, gates, _ = (list(tensors) for tensors in zip(*parameters, strict=True))
+    many = interpolate_many(bases, deltas, gates, weights, 1.0)
+    for tasks, base, delta, logits in zip(many, bases, deltas, gates, strict=True):
+        for task, expected in zip(tasks, interpolate_tasks(base, delta, logits, weights.to(delta), 1.0), strict=True):
+            torch.testing.assert_close(task, expected)
+            leaves = (base, delta, logits, weights)
+            ours, theirs = (torch.autograd.grad(t.square().sum(), leaves, retain_graph=True) for t in (task, expected))
+            for gradient, wanted in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(gradient, wanted)
+
+    out = [torch.empty_like(base) for base in bases]
+    merge_many_into(out, bases, deltas, gates, weights[0].detach(), 1.0)
+    for merged, tasks in zip(out, many, strict=True):
+        torch.testing.assert_close(merged, tasks[0])
+
+
+@every_granularity
+def test_tasks_that_are_merged_together_are_each_on_its_own(granularity: GateGranularity) -> None:
+    base, delta, gates, _ = inputs((3, 70_000), granularity)  # several blocks, the last one smaller
+    weights = torch.rand(2, 3, dtype=torch.float64).requires_grad_()
+    together = interpolate_tasks(base, delta, gates, weights, 1.0)
+    alone = tuple(interpolate(base, delta, gates, own, 1.0) for own in weights)
+    torch.testing.assert_close(together, alone)
+    ours, theirs = (
+        torch.autograd.grad(first.sin().sum() + 2 * second.sum(), (base, delta, gates, weights))
+        for first, second in (together, alone)
+    )
+    for gradient, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, wanted)

@@ -71,12 +71,12 @@ def kept(model: PeftModel) -> list[Tensor]:
     return [
         values[-1]
         for layer in smat_layers(model)
-        for gates in layer._kept_gates.values()
+        for gates in layer.kept_gates.values()
         for values in gates._kept.values()
     ]
 
 
-def test_kept_gates_take_two_bytes_each_and_change_little(model: PeftModel) -> None:
+def testkept_gates_take_two_bytes_each_and_change_little(model: PeftModel) -> None:
     model.adapt(*support(1))
     exact = copy.deepcopy(task_weights(model))
     model.adapt(*support(1), keep_gates=True)
@@ -89,7 +89,7 @@ def test_kept_gates_take_two_bytes_each_and_change_little(model: PeftModel) -> N
     assert sizes == 2 * sum(gates.numel() for _, _, gates in adapter_gates(model, "default"))
 
 
-def test_kept_gates_serve_further_tasks_until_a_call_without_them(model: PeftModel) -> None:
+def testkept_gates_serve_further_tasks_until_a_call_without_them(model: PeftModel) -> None:
     model.adapt(*support(1), keep_gates=True)
     before = kept(model)
     model.adapt(*support(2), keep_gates=True)
@@ -108,7 +108,7 @@ def by_other_memory(gates: Tensor) -> None:
 
 @pytest.mark.parametrize("change", [in_place, by_other_memory])
 @torch.no_grad()
-def test_kept_gates_are_evaluated_again_when_the_gates_change(model: PeftModel, change: Any) -> None:
+def testkept_gates_are_evaluated_again_when_the_gates_change(model: PeftModel, change: Any) -> None:
     model.adapt(*support(1), keep_gates=True)
     for _, _, gates in adapter_gates(model, "default"):
         change(gates)

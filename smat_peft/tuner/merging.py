@@ -1,0 +1,79 @@
+"""The experts of a whole model mixed at once: all its layers' parameters, for one task or several (METHOD 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from smat_peft.experts.interpolate import interpolate_many, merge_many_into
+from smat_peft.tuner.kept_gates import KeptGates
+from smat_peft.tuner.layer import SMATLayer
+
+
+def interpolate_layers(
+    layers: Sequence[SMATLayer], adapter_name: str, weights: Tensor, training: bool
+) -> list[dict[str, Tensor]]:
+    """Task weights for expert weights `[E, M]`, one dict a task, by the base model's own parameter names."""
+    parameters = list(_parameters(layers, adapter_name))
+    merged = interpolate_many(
+        [getattr(layer.get_base_layer(), name) for layer, name in parameters],
+        [layer.smat_delta[adapter_name][name] for layer, name in parameters],
+        [layer.smat_gates[adapter_name][name] for layer, name in parameters],
+        weights,
+        layers[0].gate_temperature(adapter_name, training),
+    )
+    names = [layer.full_name(name) for layer, name in parameters]
+    return [dict(zip(names, task, strict=True)) for task in zip(*merged, strict=True)]
+
+
+def merge_layers(
+    layers: Sequence[SMATLayer], adapter_name: str, weights: Tensor, reuse: Mapping[str, Tensor], *, keep_gates: bool
+) -> dict[str, Tensor]:
+    """Task weights for expert weights `[M]`, with evaluation gates and without gradient.
+
+    Args:
+        layers: The model's layers.
+        adapter_name: The adapter.
+        weights: Expert weights.
+        reuse: An earlier result, whose tensors are written to where they fit.
+        keep_gates: Evaluate the gates once, and keep their values in 16 bits for the next merge.
+    """
+    parameters = list(_parameters(layers, adapter_name))
+    bases = [getattr(layer.get_base_layer(), name) for layer, name in parameters]
+    temperature = layers[0].gate_temperature(adapter_name, training=False)
+    gates = [layer.smat_gates[adapter_name][name] for layer, name in parameters]
+    if keep_gates:
+        gates = [
+            layer.kept_gates.setdefault(adapter_name, KeptGates()).values(name, logits, temperature, base.dtype)
+            for (layer, name), logits, base in zip(parameters, gates, bases, strict=True)
+        ]
+    else:
+        for layer, _ in parameters:
+            layer.kept_gates.pop(adapter_name, None)
+    merged = {
+        layer.full_name(name): _memory(reuse.get(layer.full_name(name)), base)
+        for (layer, name), base in zip(parameters, bases, strict=True)
+    }
+    deltas = [layer.smat_delta[adapter_name][name] for layer, name in parameters]
+    merge_many_into(list(merged.values()), bases, deltas, gates, weights, None if keep_gates else temperature)
+    return merged
+
+
+def _parameters(layers: Sequence[SMATLayer], adapter_name: str) -> Iterator[tuple[SMATLayer, str]]:
+    for layer in layers:
+        if adapter_name in layer.smat_delta:
+            for name in layer.smat_delta[adapter_name]:
+                yield layer, name
+
+
+def _memory(earlier: Tensor | None, base: Tensor) -> Tensor:
+    """Where the task weights of a parameter go: to an earlier task's where those can be written to."""
+    if (
+        earlier is not None
+        and (earlier.shape, earlier.dtype, earlier.device) == (base.shape, base.dtype, base.device)
+        and (not earlier.is_inference() or torch.is_inference_mode_enabled())
+    ):
+        return earlier
+    return base.new_empty(base.shape)

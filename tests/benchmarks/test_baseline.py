@@ -1,0 +1,149 @@
+"""The baseline computes the golden numbers of METHOD 2 to 8, as the product does."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import ViTConfig, ViTModel
+
+from baseline import Baseline
+from tests.golden_state import RUN, SETTINGS, distance, episode, numbers, section, uniform
+from tests.meta_tuning.test_golden_training import assert_equal_gradients, golden_arguments
+
+
+def golden_baseline(pooling: str = "first", **changes: Any) -> Baseline:
+    state = numbers("state0")
+    backbone = ViTModel(ViTConfig(**RUN["config"]["vit"]), add_pooling_layer=False)
+    backbone.load_state_dict(section(state, "base"))
+    baseline = Baseline(
+        backbone,
+        golden_arguments(**changes),
+        num_experts=RUN["config"]["num_experts"],
+        target_sparsity=SETTINGS["target_sparsity"],
+        pooling=pooling,
+    )
+    with torch.no_grad():
+        for kind, parameters in adapter_parameters(baseline).items():
+            golden = golden_section(state, kind)
+            assert parameters.keys() == golden.keys()
+            for name, tensor in golden.items():
+                parameters[name].copy_(tensor)
+        baseline.multipliers.copy_(torch.tensor(SETTINGS["multiplier0"]))
+        baseline.router.episodes_seen.fill_(SETTINGS["episodes_seen"])
+    return baseline
+
+
+def experts_first(gates: Tensor) -> Tensor:
+    """Gates `[*shape, M]` in the golden files' layout `[M, *shape]`; a view."""
+    return gates.movedim(-1, 0)
+
+
+def adapter_parameters(baseline: Baseline) -> dict[str, dict[str, Tensor]]:
+    """The adapter's tensors by the golden files' names and in their layout; writing to them writes to the baseline."""
+    router = dict(baseline.router.named_parameters()) | dict(baseline.router.named_buffers())
+    router.pop("episodes_seen")
+    return {
+        "delta": {name: delta.detach() for name, delta in baseline.delta.items()},
+        "gates": {name: experts_first(logits.detach()) for name, logits in baseline.gate_logits.items()},
+        "router": {name: tensor.detach() for name, tensor in router.items()},
+    }
+
+
+def own_name(kind: str, name: str) -> str:
+    """The baseline's name of a golden tensor: `qkv.weight` of the router is its `qkv_weight`."""
+    return name.replace(".", "_") if kind == "router" else name
+
+
+def golden_section(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The golden tensors of one kind by the baseline's names."""
+    return {own_name(kind, name): tensor for name, tensor in section(tensors, kind).items()}
+
+
+def gradients(baseline: Baseline) -> dict[str, dict[str, Tensor]]:
+    """All gradients by kind and name, in the golden files' layout."""
+    learned = {
+        "delta": baseline.delta,
+        "gates": baseline.gate_logits,
+        "router": dict(baseline.router.named_parameters()),
+        "multipliers": {"": baseline.multipliers},
+    }
+    return {
+        kind: {
+            name: experts_first(p.grad) if kind == "gates" else p.grad
+            for name, p in parameters.items()
+            if p.grad is not None
+        }
+        for kind, parameters in learned.items()
+    }
+
+
+def test_the_baselines_loss_terms_are_the_golden_ones() -> None:
+    baseline = golden_baseline()
+    terms = baseline.episode(episode(0), uniform(0))
+    golden = RUN["log"][0]
+    assert terms.keys() == golden["losses"].keys()
+    for name, value in golden["losses"].items():
+        assert terms[name].item() == pytest.approx(value, rel=1e-5), name
+    assert baseline.multipliers.tolist() == pytest.approx(golden["multipliers"], rel=1e-6)
+
+
+@pytest.mark.parametrize("term", ["query_ce", "query_kd", "sparsity", "lagrangian", "router_z"])
+def test_the_gradient_of_each_of_the_baselines_loss_terms_is_the_golden_one(term: str) -> None:
+    baseline = golden_baseline()
+    baseline.episode(episode(0), uniform(0))[term].backward()
+    ours, golden = gradients(baseline), section(numbers("train_ep0"), f"grad/{term}")
+    assert golden
+    for path, tensor in golden.items():
+        kind, _, name = path.partition("/")
+        assert_equal_gradients(ours[kind][own_name(kind, name)], tensor, path)
+    kinds = {path.partition("/")[0] for path in golden}
+    assert {kind for kind, found in ours.items() if any(g.abs().max() > 0 for g in found.values())} == kinds
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_baselines_state_after_each_update_is_the_golden_one(updates: int) -> None:
+    baseline = golden_baseline(episodes_per_step=4)
+    for update in range(updates):
+        indices = range(4 * update, 4 * update + 4)
+        baseline.update([episode(i) for i in indices], [uniform(i) for i in indices])
+
+    golden = numbers(f"update{updates}")
+    for kind, parameters in adapter_parameters(baseline).items():
+        expected = golden_section(golden, kind)
+        assert parameters.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert distance(parameters[name], tensor) < 1e-5, f"{kind}/{name}"
+    assert distance(baseline.multipliers, golden["multipliers"]) < 1e-5
+    momentum = section(golden, "momentum")
+    assert bool(momentum) == (updates == 2)
+    for name, tensor in momentum.items():
+        if not name.endswith("k_proj.bias"):
+            buffer = baseline.optimiser.state[baseline.delta[name]]["momentum_buffer"]
+            assert distance(buffer, tensor) < 2e-5, name
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_baselines_evaluation_is_the_golden_one(pooling: str, index: int) -> None:
+    logits = golden_baseline(pooling).evaluate(episode(index))
+    assert distance(logits, numbers(f"eval_ep{index}")[f"{pooling}/query_logits"]) < 1e-5
+
+
+def test_a_training_episode_makes_four_passes_over_the_support_and_four_over_the_query() -> None:
+    baseline, task = golden_baseline(), episode(0)
+    passes: list[Tensor] = []
+    baseline.backbone.register_forward_pre_hook(lambda _module, inputs: passes.append(inputs[0]))
+    baseline.episode(task, uniform(0))
+    assert [images is task.support for images in passes].count(True) == 4
+    assert [images is task.query for images in passes].count(True) == 4
+
+
+def test_autocast_changes_the_type_of_the_passes_and_nothing_else() -> None:
+    plain, half = golden_baseline(), golden_baseline()
+    half.autocast = torch.bfloat16
+    expected, terms = plain.episode(episode(0), uniform(0)), half.episode(episode(0), uniform(0))
+    assert terms["query_ce"].item() != expected["query_ce"].item()
+    assert terms["query_ce"].item() == pytest.approx(expected["query_ce"].item(), rel=3e-2)
+    torch.stack(list(terms.values())).sum().backward()
+    assert {tensor.dtype for of_kind in gradients(half).values() for tensor in of_kind.values()} == {torch.float32}

@@ -9,11 +9,11 @@ over the query. The choices of METHOD 13 hold, so that it computes what smat_pef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import ViTModel
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.experts.gates import (
@@ -25,7 +25,7 @@ from smat_peft.experts.gates import (
     TRAIN_TEMPERATURE,
 )
 from smat_peft.experts.prototypes import class_means, cosine_logits
-from smat_peft.experts.router import Router
+from smat_peft.experts.router import Router, RouterPooling
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.objective import (
     distillation_loss,
@@ -64,8 +64,8 @@ class Baseline:
     """A transformers ViT with experts over all its parameters, and its training.
 
     Args:
-        backbone: A `ViTModel` without a pooler, on the device to run on; it is frozen.
-        arguments: Rates and weights, which are smat_peft's own; `max_batch_size` and the like have no counterpart here.
+        backbone: Without a pooler, on the device to run on; it is frozen.
+        arguments: smat_peft's own; those that say how to compute, not what, mean nothing here.
         num_experts: M.
         target_sparsity: Sparsity that the constraint asks for.
         pooling: The router's.
@@ -74,12 +74,12 @@ class Baseline:
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: ViTModel,
         arguments: MetaTuningArguments,
         *,
         num_experts: int = 8,
         target_sparsity: float = 0.9,
-        pooling: Any = "mean",
+        pooling: RouterPooling = "mean",
         autocast: torch.dtype | None = None,
     ) -> None:
         self.backbone = backbone.eval().requires_grad_(False)
@@ -132,7 +132,7 @@ class Baseline:
         with torch.autocast(self.device.type, enabled=False):
             return {name: merge(base, self.delta[name], gates[name], weights) for name, base in self.base.items()}
 
-    def features(self, images: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def features(self, images: Tensor, weights: Tensors | None = None) -> Tensor:
         """Features `[N, D]` of images with the given weights, or the backbone's own."""
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = functional_call(self.backbone, weights or {}, images, {"interpolate_pos_encoding": True})

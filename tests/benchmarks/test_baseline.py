@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
 from baseline import Baseline
+from smat_peft.experts.gates import GATE_LIMIT
 from tests.golden_state import RUN, SETTINGS, distance, episode, numbers, section, uniform
 from tests.meta_tuning.test_golden_training import assert_equal_gradients, golden_arguments
 
@@ -121,6 +122,13 @@ def test_the_baselines_state_after_each_update_is_the_golden_one(updates: int) -
         if not name.endswith("k_proj.bias"):
             buffer = baseline.optimiser.state[baseline.delta[name]]["momentum_buffer"]
             assert distance(buffer, tensor) < 2e-5, name
+
+
+def test_the_baselines_gates_stay_within_their_limits() -> None:
+    baseline = golden_baseline(gate_lr=1e6)
+    baseline.update([episode(0)], [uniform(0)])
+    largest = max(logits.abs().max().item() for logits in baseline.gate_logits.values())
+    assert largest == pytest.approx(GATE_LIMIT)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])

@@ -1,0 +1,84 @@
+"""Episodes a second from a folder of JPEGs, as training loads them, against reading every image when it is drawn.
+
+    python benchmarks/episodes.py
+
+The images are made up: smooth noise of the size that photographs in few-shot data sets have.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from measure import compare, interleave, make_parser, report, start
+from smat_peft import EpisodeSampler, load_domain
+from smat_peft.episodes.images import ImageTransform
+from smat_peft.meta_tuning.batches import batches
+
+GRAIN = 16  # pixels of the noise before it is enlarged, along the longer side
+QUALITY = 90  # of the JPEGs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--classes", type=int, default=20, help="Classes of the folder.")
+    parser.add_argument("--images", type=int, default=50, help="Images of a class.")
+    parser.add_argument("--width", type=int, default=500, help="Pixels of an image across; it is 3/4 as high.")
+    parser.add_argument("--image_size", type=int, default=128, help="Pixels that the backbone takes.")
+    parser.add_argument("--ways", type=int, default=5, help="Classes of an episode.")
+    parser.add_argument("--shots", type=int, default=5, help="Support images of a class.")
+    parser.add_argument("--queries", type=int, default=10, help="Query images of a class.")
+    parser.add_argument("--episodes", type=int, default=40, help="Episodes of a round.")
+    parser.add_argument("--workers", type=int, default=2, help="Processes that load ahead.")
+    arguments = parser.parse_args(argv)
+    device = start(arguments)
+
+    with tempfile.TemporaryDirectory() as folder:
+        render(Path(folder), arguments.classes, arguments.images, arguments.width, arguments.seed)
+        sampler = EpisodeSampler(
+            [load_domain(f"folder:{folder}")],
+            "all",
+            arguments.ways,
+            arguments.shots,
+            arguments.queries,
+            seed=arguments.seed,
+            transform=ImageTransform((arguments.image_size, arguments.image_size)),
+            augment=True,
+        )
+        numbers = range(arguments.episodes)
+
+        def ours() -> None:
+            for _ in batches(sampler, numbers, size=1, workers=arguments.workers, device=device):
+                pass
+
+        def theirs() -> None:
+            for number in numbers:
+                sampler[number].to(device)
+
+        sides = {"ours": ours, "baseline": theirs}
+        measured = interleave(sides, device, rounds=arguments.rounds, warmup=arguments.warmup)
+    rates = {side: [arguments.episodes / seconds for seconds in phases[""]] for side, phases in measured.items()}
+    row = compare("loading", rates["ours"], rates["baseline"], unit="episodes/s", ratio_is="ours / baseline")
+    report([row], arguments)
+
+
+def render(folder: Path, classes: int, images: int, width: int, seed: int) -> None:
+    """A folder of class folders of JPEGs."""
+    random, height = np.random.default_rng(seed), width * 3 // 4
+    for number in tqdm(range(classes), desc="Rendering", unit="class", leave=False):
+        of_class = folder / f"class-{number:03d}"
+        of_class.mkdir()
+        for image in range(images):
+            noise = random.integers(0, 256, (GRAIN * 3 // 4, GRAIN, 3), dtype=np.uint8)
+            smooth = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+            smooth.save(of_class / f"{image:04d}.jpg", quality=QUALITY)
+
+
+if __name__ == "__main__":
+    main()

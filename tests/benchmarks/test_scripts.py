@@ -1,0 +1,142 @@
+"""Each benchmark runs, here on next to nothing, and ends with its figures as JSON."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import adapt
+import episodes
+import interpolate
+import memory
+import merging
+import meta_step
+import scaling
+from measure import Peak, in_own_process
+from workloads import copy_state_, make_baseline, make_episodes, make_trainer, vit_shapes
+
+QUICK = ["--threads", "1", "--device", "cpu", "--rounds", "1"]
+TIMED = [*QUICK, "--warmup", "1"]
+MODEL = ["--model", "demo-vit", "--layers", "1", "--ways", "2", "--shots", "1", "--queries", "1", "--experts", "4"]
+KEYS = {"name", "unit", "ours", "baseline", "ratio", "ratio_is", "spread", "settings", "versions", "device"}
+
+Run = Callable[[Callable[[Sequence[str]], None], Sequence[str]], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> list[dict[str, Any]]:
+        main(argv)
+        found = json.loads(capfd.readouterr().out.splitlines()[-1])
+        rows = found if isinstance(found, list) else [found]
+        for row in rows:
+            assert row.keys() == KEYS
+            assert min(row["ours"], row["baseline"]) > 0
+            assert row["spread"] >= 0
+            assert row["device"].startswith("CPU")
+        return rows
+
+    return run
+
+
+def names(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["name"] for row in rows}
+
+
+def test_interpolation_is_measured_eager_compiled_and_with_structured_gates(run: Run) -> None:
+    rows = run(interpolate.main, [*TIMED, "--params", "2e4", "--experts", "4"])
+    for mode in ("eager", "compiled", "structured"):
+        assert f"{mode}: an update" in names(rows)
+        assert f"{mode}: bare sigmoid / forward of one merge" in names(rows)
+    assert rows[0]["settings"]["seconds_to_compile"] > 0
+    assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_shapes_are_those_of_a_vit_small_scaled() -> None:
+    assert sum(shape.numel() for shape in vit_shapes(22e6)) == pytest.approx(22e6, rel=0.02)
+    assert sum(shape.numel() for shape in vit_shapes(5e6)) == pytest.approx(5e6, rel=0.1)
+
+
+def test_sides_that_compute_different_gradients_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "TRAIN_TEMPERATURE", 1.0)
+    monkeypatch.setattr(merging.baseline, "gate_values", lambda logits, _: torch.sigmoid(logits))
+    with pytest.raises(SystemExit, match="the two sides differ"):
+        interpolate.main([*TIMED, "--params", "2e4", "--modes", "eager"])
+
+
+def test_a_whole_update_is_measured_with_what_must_remain_of_it(run: Run) -> None:
+    rows = run(meta_step.main, [*TIMED, *MODEL, "--no-torch_compile", "--memory_rounds", "0"])
+    assert names(rows) == {"episode", "episode, of which passes that must remain"}
+    assert rows[0]["settings"]["episodes_per_second"] == pytest.approx(1 / rows[0]["ours"])
+
+
+def test_a_whole_update_is_measured_in_half_precision(run: Run) -> None:
+    def main(argv: Sequence[str]) -> None:  # accelerate knows one precision a process
+        in_own_process(meta_step.main, argv)
+
+    rows = run(main, [*TIMED, *MODEL, "--dtype", "bf16", "--no-torch_compile", "--memory_rounds", "0"])
+    assert rows[0]["settings"]["dtype"] == "bf16"
+
+
+def test_sides_with_different_losses_are_not_measured() -> None:
+    parser = meta_step.make_parser("")
+    meta_step.add_model_arguments(parser, "demo-vit")
+    arguments = parser.parse_args([*TIMED, *MODEL, "--no-torch_compile"])
+    device = torch.device("cpu")
+    trainer, baseline = make_trainer(arguments, device), make_baseline(arguments, device)
+    copy_state_(baseline, trainer)
+    tasks = make_episodes(arguments, device)
+    meta_step.check_same_loss(trainer, baseline, tasks, 1e-5)
+    baseline.target_sparsity = 0.5
+    baseline.multipliers.data.fill_(1.0)
+    with pytest.raises(SystemExit, match="the two sides differ"):
+        meta_step.check_same_loss(trainer, baseline, tasks, 1e-5)
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_memory_of_an_update_of_a_large_episode_and_on_disk(
+    structured: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small_peak(call: Callable[[], object], device: torch.device) -> Peak:
+        call()
+        return Peak(above=1, total=2)
+
+    monkeypatch.setattr(memory, "in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(memory, "peak_memory", small_peak)  # a process that has run others' updates has no peak of one
+    large = ["--large_ways", "5", "--large_shots", "2", "--max_batch_size", "4"]
+    chosen = ["--structured"] if structured else []
+    rows = run(memory.main, [*QUICK, *MODEL, *large, *chosen, "--no-torch_compile"])
+    adapter = next(row for row in rows if row["name"] == "adapter")
+    assert (adapter["ratio"] < 0.5) == structured
+    assert any("10 support images in chunks / 4 whole" in name for name in names(rows))
+
+
+def test_adapting_is_measured_against_the_plain_backbone(run: Run) -> None:
+    rows = run(adapt.main, [*TIMED, *MODEL, "--no-torch_compile"])
+    assert len(rows) == 3
+    parameters = sum(p.numel() for p in adapt.make_backbone("demo-vit", 1).parameters())
+    assert rows[0]["settings"]["megabytes_of_kept_gates"] == pytest.approx(4 * parameters * 2 / 1e6)
+
+
+def test_loading_is_measured_on_images_that_the_benchmark_draws(run: Run) -> None:
+    shape = ["--classes", "5", "--images", "4", "--width", "32", "--image_size", "16", "--shots", "1", "--queries", "1"]
+    (row,) = run(episodes.main, [*TIMED, *shape, "--episodes", "2", "--workers", "1"])
+    assert row["unit"] == "episodes/s"
+
+
+def test_scaling_ends_with_a_picture(run: Run, tmp_path: Path) -> None:
+    points = ["--over_params", "1e4", "5e4", "--over_layers", "1", "2", "--over_experts", "2", "4", "--over_shots"]
+    arguments = [*TIMED, *MODEL, *points, "1", "9", "--params", "1e4", "--no-torch_compile"]
+    picture = tmp_path / "pictures" / "scaling.png"
+    scaling.main([*arguments, "--picture", str(picture)])
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_fit_finds_the_line_that_the_points_were_made_of() -> None:
+    seconds = [[2 + 3 * x, 2 + 3 * x, 5 + 4 * x] for x in (1, 2, 4)]
+    line = scaling.Line("", "", [1, 2, 4], {"ours": seconds})
+    assert line.fit("ours") == pytest.approx((2, 3, 1))
+    assert line.slopes("ours") == pytest.approx([3, 3, 4])

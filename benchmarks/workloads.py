@@ -38,6 +38,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str) -> None:
     parser.add_argument("--queries", type=int, default=10, help="Query images of a class.")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="Precision of the passes.")
     parser.add_argument("--max_batch_size", type=int, help="Images that go through the backbone at a time; ours only.")
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--noise", action=switch, default=True, help="The authors' gate noise, in the baseline only.")
     add_compile_argument(parser)
 
 
@@ -130,6 +132,7 @@ def make_baseline(arguments: argparse.Namespace, device: torch.device) -> Baseli
         make_backbone(arguments.model, arguments.layers).to(device),
         meta_tuning_arguments(arguments),
         num_experts=arguments.experts,
+        noise=arguments.noise,
         autocast={"fp32": None, "bf16": torch.bfloat16}[arguments.dtype],
     )
 

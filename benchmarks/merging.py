@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 import baseline
+from smat_peft.experts.counting import expected_open_gates, open_gates
 from smat_peft.experts.gates import (
     TRAIN_TEMPERATURE,
     GateGranularity,
-    expected_open_gates,
     gate_shape,
     initialise_gates_,
-    open_gates,
 )
 from smat_peft.experts.interpolate import interpolate_tasks
 from workloads import vit_shapes

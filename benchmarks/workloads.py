@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTModel
 from baseline import Baseline
 from smat_peft import Episode, MetaTrainer, MetaTuningArguments, SMATConfig
 from smat_peft.assets import DEMO_BACKBONE, demo_backbone
-from smat_peft.experts.compiled import compile_passes
+from smat_peft.experts.compiled import COUNTS, compile_passes
 from smat_peft.experts.gates import GATE_LIMIT, GateGranularity
 from smat_peft.meta_tuning.trainer import create_accelerator
 from smat_peft.tuner.tasks import active_adapter, adapter_gates
@@ -111,7 +111,7 @@ def meta_tuning_arguments(arguments: argparse.Namespace) -> MetaTuningArguments:
 def seconds_to_compile(arguments: argparse.Namespace, device: torch.device, num_tasks: int) -> float:
     """Compile what training runs, and return the seconds it took: a few where torch has the code on disk."""
     started = time.perf_counter()
-    compile_passes("merge", "gradients", num_experts=arguments.experts, num_tasks=num_tasks, device=device)
+    compile_passes("merge", "gradients", *COUNTS, num_experts=arguments.experts, num_tasks=num_tasks, device=device)
     return time.perf_counter() - started
 
 

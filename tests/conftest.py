@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 
 # Before the first import of smat_peft, or there is nothing left to hook.
 # Not in experts/compiled.py: torch's compiler cannot read the checks.
-mathematics = ("gates", "interpolate", "kernels", "patterns", "prototypes", "router")
+mathematics = ("gates", "interpolate", "kernels", "counting", "patterns", "prototypes", "router")
 checked = [*(f"smat_peft.experts.{name}" for name in mathematics), "smat_peft.few_shot"]
 install_import_hook(checked, "beartype.beartype")
 
@@ -37,7 +37,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "compiled":
         least, compiled.MIN_SIZE = compiled.MIN_SIZE, 32
         for num_tasks in (1, 4):
-            assert compiled.compile_passes("merge", "gradients", num_experts=4, num_tasks=num_tasks)
+            assert compiled.compile_passes("merge", "gradients", *compiled.COUNTS, num_experts=4, num_tasks=num_tasks)
         yield request.param
         compiled.MIN_SIZE = least
         compiled.forget_compiled_passes()

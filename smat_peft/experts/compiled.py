@@ -10,24 +10,33 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from smat_peft.experts.gates import EVAL_TEMPERATURE, STRETCH_HIGH, STRETCH_LOW, TRAIN_TEMPERATURE, kept_type
+from smat_peft.experts.gates import (
+    EVAL_TEMPERATURE,
+    EXPECTED_L0_SHIFT,
+    STRETCH_HIGH,
+    STRETCH_LOW,
+    TRAIN_TEMPERATURE,
+    kept_type,
+)
 
 logger = logging.getLogger(__name__)
 
 MIN_SIZE = 4096  # scalars of a parameter; for fewer, a call of generated code costs more than the work
 
-Pass = Literal["merge", "merge_values", "gradients"]
+Merge = Literal["merge", "merge_values", "gradients"]
+Count = Literal["open_gates", "expected_open_gates", "expected_gradient"]
+COUNTS: tuple[Count, ...] = get_args(Count)
 
 
 class _Settings(NamedTuple):
-    kind: Pass
+    kind: Merge | Count
     num_experts: int
-    num_tasks: int
+    num_tasks: int  # 0: the pass is over the gates alone
     device: str
     dtype: torch.dtype  # of the base; deltas and logits are float32
 
@@ -36,7 +45,7 @@ _generated: dict[_Settings, Callable[..., Any]] = {}
 
 
 def compile_passes(
-    *kinds: Pass,
+    *kinds: Merge | Count,
     num_experts: int,
     num_tasks: int,
     device: torch.device | str = "cpu",
@@ -45,7 +54,8 @@ def compile_passes(
     """Generate passes for parameters of any size; from then on they are used wherever they fit.
 
     Args:
-        kinds: `"merge"` from gate logits and its `"gradients"`, as in training; `"merge_values"` from kept gate values.
+        kinds: `"merge"` from gate logits and its `"gradients"`, as in training; `"merge_values"` from kept gate values;
+            [`COUNTS`] for the sparsity constraint.
         num_experts: M.
         num_tasks: Tasks E that are merged together.
         device: Where the parameters are.
@@ -55,7 +65,12 @@ def compile_passes(
         Whether they are there. Without a compiler, a warning says so, and the same is computed without it.
     """
     device = torch.device(device)
-    wanted = [_Settings(kind, num_experts, num_tasks, device.type, dtype) for kind in kinds]
+    wanted = [
+        _Settings(kind, num_experts, 0, device.type, torch.float32)
+        if kind in COUNTS
+        else _Settings(kind, num_experts, num_tasks, device.type, dtype)
+        for kind in kinds
+    ]
     missing = [settings for settings in wanted if settings not in _generated]
     if not missing:
         return True
@@ -80,16 +95,31 @@ def forget_compiled_passes() -> None:
 
 
 def generated(
-    kind: Pass, weights: Tensor, base_dtype: torch.dtype, delta: Tensor, gates: Tensor
+    kind: Merge | Count,
+    gates: Tensor,
+    dtype: torch.dtype,
+    *,
+    delta: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Callable[..., Any] | None:
-    """The generated code for this pass over a parameter and its gates, where there is one."""
-    if not _generated or delta.numel() < MIN_SIZE or gates.shape[1:] != delta.shape or torch.compiler.is_compiling():
+    """The generated code for this pass, where there is one: over gates, or for a merge over a parameter and its gates.
+
+    Args:
+        kind: The pass.
+        gates: Gate logits, or kept values, `[M, *gate_shape]`.
+        dtype: Type of the base; of the gates themselves where there is none.
+        delta: The delta of a merge.
+        weights: Expert weights `[E, M]` of a merge.
+    """
+    if not _generated or gates.numel() < MIN_SIZE * len(gates) or torch.compiler.is_compiling():
         return None
-    gate_type = kept_type(base_dtype) if kind == "merge_values" else torch.float32
-    if (gates.dtype, delta.dtype, weights.dtype) != (gate_type, torch.float32, torch.float32):
+    gate_type = kept_type(dtype) if kind == "merge_values" else torch.float32
+    if gates.dtype != gate_type or any(t is not None and t.dtype != torch.float32 for t in (delta, weights)):
         return None
-    num_tasks, num_experts = weights.shape
-    return _generated.get(_Settings(kind, num_experts, num_tasks, delta.device.type, base_dtype))
+    if delta is not None and gates.shape[1:] != delta.shape:
+        return None
+    num_tasks = 0 if weights is None else len(weights)
+    return _generated.get(_Settings(kind, len(gates), num_tasks, gates.device.type, dtype))
 
 
 def _generate(settings: _Settings, device: torch.device) -> Callable[..., Any]:
@@ -100,13 +130,16 @@ def _generate(settings: _Settings, device: torch.device) -> Callable[..., Any]:
     gates = torch.zeros(settings.num_experts, MIN_SIZE, device=device)
     weights = torch.zeros(settings.num_tasks, settings.num_experts, device=device)
     tasks = [torch.empty_like(base) for _ in range(settings.num_tasks)]
+    examples: dict[str, tuple[Any, ...]] = {
+        "merge": (tasks, base, delta, gates, weights, EVAL_TEMPERATURE),
+        "merge_values": (tasks, base, delta, gates.to(kept_type(settings.dtype)), weights),
+        "gradients": (delta, gates, weights, tasks, TRAIN_TEMPERATURE),
+        "open_gates": (gates, TRAIN_TEMPERATURE),
+        "expected_open_gates": (gates,),
+        "expected_gradient": (gates, torch.zeros(settings.num_experts, device=device)),
+    }
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        if settings.kind == "merge":
-            function(tasks, base, delta, gates, weights, EVAL_TEMPERATURE)
-        elif settings.kind == "merge_values":
-            function(tasks, base, delta, gates.to(kept_type(settings.dtype)), weights)
-        else:
-            function(delta, gates, weights, tasks, TRAIN_TEMPERATURE)
+        function(*examples[settings.kind])
     return function
 
 
@@ -156,4 +189,25 @@ def _write_tasks(out: list[Tensor], base: Tensor, delta: Tensor, values: Sequenc
         task.copy_(torch.addcmul(base.to(delta.dtype), mixed, delta))
 
 
-_PASSES: dict[Pass, Callable[..., Any]] = {"merge": _merge, "merge_values": _merge_values, "gradients": _gradients}
+def _open_gates(logits: Tensor, temperature: float) -> Tensor:
+    return torch.stack([(_values(row, temperature)[1] > 0).sum() for row in logits.unbind(0)])
+
+
+def _expected_open_gates(logits: Tensor) -> Tensor:
+    rows = [torch.sigmoid(row + EXPECTED_L0_SHIFT).sum(dtype=torch.float64) for row in logits.unbind(0)]
+    return torch.stack(rows).to(logits.dtype)
+
+
+def _expected_gradient(logits: Tensor, outgoing: Tensor) -> Tensor:
+    probability = torch.sigmoid(logits + EXPECTED_L0_SHIFT)
+    return probability * (1 - probability) * outgoing[:, None]
+
+
+_PASSES: dict[Merge | Count, Callable[..., Any]] = {
+    "merge": _merge,
+    "merge_values": _merge_values,
+    "gradients": _gradients,
+    "open_gates": _open_gates,
+    "expected_open_gates": _expected_open_gates,
+    "expected_gradient": _expected_gradient,
+}

@@ -7,7 +7,7 @@ they gate: the same shape for element gates, a smaller one for structured gates.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,40 +61,6 @@ def stretch(sigmoid: Tensor) -> Tensor:
 def by_expert(gates: Tensor) -> Tensor:
     """Gates `[M, *gate_shape]` as a matrix with one row an expert; a scalar parameter's `[M]` has rows of one."""
     return gates.unsqueeze(-1).flatten(1)
-
-
-@torch.no_grad()
-def open_gates(logits: Tensor, temperature: float) -> Tensor:
-    """How many gates of each expert are above 0, `[M]`; no gradient."""
-    blocks = by_expert(logits).split(BLOCK, dim=1)
-    return torch.stack([torch.count_nonzero(gate_values(block, temperature), dim=1) for block in blocks]).sum(0)
-
-
-def expected_open_gates(logits: Tensor) -> Tensor:
-    """Expected number of open gates of each expert under the training noise, `[M]`, differentiable (METHOD 2)."""
-    expected: Tensor = _ExpectedOpenGates.apply(logits)
-    return expected
-
-
-class _ExpectedOpenGates(torch.autograd.Function):
-    """`sigmoid(logits + beta ln 11)` summed over gates, with nothing of their size kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        ctx.save_for_backward(logits)
-        blocks = by_expert(logits).split(BLOCK, dim=1)
-        return torch.stack([torch.sigmoid(block + EXPECTED_L0_SHIFT).sum(1) for block in blocks]).sum(0)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (logits,) = ctx.saved_tensors
-        result = logits.new_empty(logits.shape)
-        both = (by_expert(tensor).split(BLOCK, dim=1) for tensor in (logits, result))
-        for block, into in zip(*both, strict=True):
-            probability = torch.sigmoid(block + EXPECTED_L0_SHIFT)
-            into.copy_(torch.ops.aten.sigmoid_backward(gradient[:, None].expand_as(block), probability))
-        return result
 
 
 def clamp_gates_(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smat_peft.experts import kernels
-from smat_peft.experts.compiled import Pass, generated
+from smat_peft.experts.compiled import Merge, generated
 from smat_peft.experts.gates import by_expert, gate_values
 
 SMALL = 32_768  # scalars of a parameter; below, a call costs more than the work
@@ -121,9 +121,9 @@ def merge_into(
         weights: Weight of each expert in each task.
         temperature: Temperature of the gates.
     """
-    kind: Pass = "merge_values" if temperature is None else "merge"
+    kind: Merge = "merge_values" if temperature is None else "merge"
     with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
-        fused = generated(kind, weights, base.dtype, delta, gates)
+        fused = generated(kind, gates, base.dtype, delta=delta, weights=weights)
         if fused is None:
             kernels.merge(out, base, delta, gates, weights, temperature)
             return
@@ -156,7 +156,9 @@ class _Interpolate(torch.autograd.Function):
         grad_delta = grad_gates = grad_weights = None
         if needs_delta or needs_gates or needs_weights:
             with torch.autocast(delta.device.type, enabled=False):  # a backward pass may be called under autocast
-                fused = generated("gradients", weights, ctx.base_dtype, delta, gates) if needs_gates else None
+                fused = None
+                if needs_gates:
+                    fused = generated("gradients", gates, ctx.base_dtype, delta=delta, weights=weights)
                 if fused is not None:
                     flat = _flat(delta), by_expert(gates).data, weights.data, list(map(_flat, outgoing))
                     grad_delta, grad_gates, grad_weights = fused(*flat, ctx.temperature)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
-from smat_peft.experts.compiled import Pass, compile_passes
-from smat_peft.experts.gates import expected_open_gates, open_gates
+from smat_peft.experts.compiled import COUNTS, Count, Merge, compile_passes
+from smat_peft.experts.counting import expected_open_gates, open_gates
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights, Router, even_weights
 from smat_peft.tuner.config import SMATConfig
@@ -145,7 +145,7 @@ def compile_interpolation(model: nn.Module, *, num_tasks: int = 1, training: boo
     """
     layer, name, gates = next(adapter_gates(model, active_adapter(model)))
     base = getattr(layer.get_base_layer(), name)
-    kinds: tuple[Pass, ...] = ("merge", "gradients") if training else ("merge", "merge_values")
+    kinds: tuple[Merge | Count, ...] = ("merge", "gradients", *COUNTS) if training else ("merge", "merge_values")
     return compile_passes(*kinds, num_experts=len(gates), num_tasks=num_tasks, device=base.device, dtype=base.dtype)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from smat_peft.experts import compiled, kernels
+from smat_peft.experts.counting import expected_open_gates, open_gates
 from smat_peft.experts.gates import gate_values
 from smat_peft.experts.interpolate import interpolate_tasks, merge_into
 
@@ -19,7 +20,7 @@ SHAPES = [(64, 64), (3, 70_001), (5000,)]  # above the least size; one block, se
 
 @pytest.fixture(scope="module", autouse=True)
 def _generated() -> Iterator[None]:
-    passes: tuple[Any, ...] = ("merge", "merge_values", "gradients")
+    passes: tuple[Any, ...] = ("merge", "merge_values", "gradients", *compiled.COUNTS)
     for dtype in (torch.float32, torch.bfloat16):
         assert compiled.compile_passes(*passes, num_experts=EXPERTS, num_tasks=TASKS, dtype=dtype)
     yield
@@ -97,6 +98,20 @@ def test_kept_values_merge_like_the_gates_they_came_from(monkeypatch: pytest.Mon
     out = [torch.empty_like(base) for _ in range(TASKS)]
     merge_into(out, base, delta, gate_values(gates, 1.0).half(), weights, None)
     torch.testing.assert_close(out, list(expected))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_counts_agree_with_those_of_blocks(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def counts() -> tuple[Tensor, Tensor, Tensor]:
+        gates = inputs(shape)[2].requires_grad_()
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            expected = expected_open_gates(gates)
+            return open_gates(gates, 2 / 3), expected, torch.autograd.grad(expected @ torch.arange(3.0), gates)[0]
+
+    count, expected, gradient = counts()
+    monkeypatch.setattr(compiled, "_generated", {})
+    assert torch.equal(count, counts()[0])
+    torch.testing.assert_close((expected, gradient), counts()[1:], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

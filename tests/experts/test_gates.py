@@ -13,11 +13,9 @@ from smat_peft.experts.gates import (
     TRAIN_TEMPERATURE,
     GateGranularity,
     clamp_gates_,
-    expected_open_gates,
     gate_shape,
     gate_values,
     initialise_gates_,
-    open_gates,
 )
 
 THRESHOLDS = {TRAIN_TEMPERATURE: 1.5986, EVAL_TEMPERATURE: 2.3979}  # beta ln 11, METHOD 2
@@ -61,34 +59,6 @@ def test_a_gate_has_no_gradient_where_it_is_clipped(temperature: float) -> None:
     gate_values(gates, temperature).sum().backward()
     assert gates.grad is not None
     assert gates.grad[0].tolist() == pytest.approx([0.0, 0.3 / temperature, 0.0])  # 1.2 times a sigmoid's slope of 1/4
-
-
-@temperatures
-def test_open_gates_are_those_above_0(temperature: float) -> None:
-    gates = torch.linspace(-GATE_LIMIT, GATE_LIMIT, 2 * 3 * 5).view(2, 3, 5)
-    counted = [sum(value(float(x), temperature) > 0 for x in expert.flatten()) for expert in gates]
-    assert open_gates(gates, temperature).tolist() == counted
-
-
-@given(st.lists(logits, min_size=1, max_size=6))
-def test_the_expected_number_of_open_gates_is_the_formulas(values: list[float]) -> None:
-    gates = torch.tensor([values, values[::-1]], dtype=torch.float64)
-    epsilon = 1e-6
-    closed = (1 / (1 + (gates - 2 / 3 * math.log(1 / 11)).exp())).clamp(epsilon, 1 - epsilon)  # q of METHOD 2
-    torch.testing.assert_close(expected_open_gates(gates), (1 - closed).sum(1))
-
-
-def test_the_expected_number_of_open_gates_has_a_gradient_where_gates_are_clipped() -> None:
-    gates = torch.tensor([[-GATE_LIMIT, GATE_LIMIT]], requires_grad=True)
-    expected_open_gates(gates).sum().backward()
-    assert gates.grad is not None
-    assert (gates.grad > 0).all()
-
-
-def test_gates_of_a_scalar_parameter_are_counted_too() -> None:
-    gates = torch.tensor([-GATE_LIMIT, GATE_LIMIT, 0.0])
-    assert open_gates(gates, TRAIN_TEMPERATURE).tolist() == [0, 1, 1]
-    assert expected_open_gates(gates).shape == (3,)
 
 
 @pytest.mark.parametrize(

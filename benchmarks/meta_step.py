@@ -20,6 +20,7 @@ from baseline import Baseline
 from measure import compare, interleave, make_parser, report, start, sums
 from memory import peak_of_an_update
 from smat_peft import Episode, MetaTrainer
+from smat_peft.tuner.class_token import class_token_alone
 from workloads import (
     add_model_arguments,
     copy_state_,
@@ -67,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def necessary_passes(backbone: ViTModel, episodes: Sequence[Episode], dtype: str) -> None:
-    """The backbone passes of an update alone, with gradients to all weights."""
+    """The backbone passes of an update alone, as far as the feature needs them, with gradients to all weights."""
     weights = {name: parameter.detach().requires_grad_() for name, parameter in backbone.named_parameters()}
     device_type = next(backbone.parameters()).device.type
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device_type, torch.bfloat16, enabled=dtype == "bf16"):
+        with torch.autocast(device_type, torch.bfloat16, enabled=dtype == "bf16"), class_token_alone(backbone):
             return functional_call(backbone, weights, images, {"interpolate_pos_encoding": True}).last_hidden_state[
                 :, 0
             ]

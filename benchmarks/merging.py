@@ -16,7 +16,7 @@ from smat_peft.experts.gates import (
     gate_shape,
     initialise_gates_,
 )
-from smat_peft.experts.interpolate import interpolate_tasks
+from smat_peft.experts.interpolate import interpolate_many
 from workloads import vit_shapes
 
 SAME_GRADIENT = 1e-4  # norm-wise; above it the two sides do not compute the same
@@ -68,8 +68,8 @@ class Merging:
 
     def merge(self, weights: Tensor) -> list[Tensor]:
         """Our task weights for expert weights `[E, M]`: of each parameter, those of all E episodes."""
-        tensors = zip(self.base, self.delta, self.gates, strict=True)
-        return [task for own in tensors for task in interpolate_tasks(*own, weights, TRAIN_TEMPERATURE)]
+        merged = interpolate_many(self.base, self.delta, self.gates, weights, TRAIN_TEMPERATURE)
+        return [task for of_parameter in merged for task in of_parameter]
 
     def one_merge(self) -> Iterator[str]:
         """Our merge of one episode."""

@@ -5,8 +5,8 @@
 
 Each peak is taken in a process of its own, over two updates, from a state in which weights, libraries and kernels are
 loaded. The large episode, which takes minutes and so is run once, has 500 support and 500 query images, which pass in
-chunks; it is compared with an episode of 50 and 50 that pass whole. On disk, a checkpoint of the baseline is what METHOD 9
-lists.
+chunks; it is compared with an episode of 50 and 50 that pass whole. On disk, a checkpoint of the baseline is what
+METHOD 9 lists.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from smat_peft.meta_tuning.objective import (
 
 Tensors = dict[str, Tensor]
 
-NOISE = 1e-6  # half the width of the uniform draw around 1/2, METHOD 2
+NOISE = 1e-6  # epsilon of METHOD 2: half the width of the uniform draw around 1/2
 
 
 def gate_values(logits: Tensor, temperature: float) -> Tensor:
@@ -61,7 +61,8 @@ def open_gates(gates: Tensor) -> Tensor:
 
 def expected_open_gates(logits: Tensor) -> Tensor:
     """Expected number of open gates of each expert, `[M]` (METHOD 2)."""
-    return torch.sigmoid(logits + EXPECTED_L0_SHIFT).flatten(0, -2).sum(0)
+    closed = torch.sigmoid(-EXPECTED_L0_SHIFT - logits).clamp(NOISE, 1 - NOISE)
+    return (1 - closed).flatten(0, -2).sum(0)
 
 
 def merge(base: Tensor, delta: Tensor, gates: Tensor, weights: Tensor) -> Tensor:

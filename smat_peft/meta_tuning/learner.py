@@ -31,6 +31,7 @@ from smat_peft.tuner.tasks import (
     evaluation_mode,
     expected_l0,
     features,
+    interpolate,
     interpolate_tasks,
     route,
     sparsity,
@@ -156,7 +157,8 @@ class MetaLearner(nn.Module):
             together = episodes[start : start + size]
             probes = [self._next_probe(episode, noise[start + n]) for n, episode in enumerate(together)]
             merged = interpolate_tasks(self.model, torch.stack([probe.routed.weights for probe in probes]))
-            results += map(self.episode, together, probes, merged)
+            for episode, probe in zip(together, probes, strict=True):
+                results.append(self.episode(episode, probe, merged.pop(0)))
 
         terms = {name: torch.stack([result.terms[name] for result in results]).sum() for name in results[0].terms}
         weights = torch.stack([result.routed.weights.detach() for result in results])
@@ -190,7 +192,10 @@ class MetaLearner(nn.Module):
             query_logits[:] = [logits.detach()]
             return torch.stack(terms)
 
-        values = immediate(losses, [*weights.values()], scale=self.loss_scale)
+        def merged_again() -> list[Tensor]:
+            return [*interpolate(self.model, probe.routed.weights.detach()).values()]
+
+        values = immediate(losses, [*weights.values()], merged_again, self.loss_scale)
         terms = dict(zip(("query_ce", "query_kd"), values, strict=False))
         if self.arguments.router_z_weight > 0 and self.router is not None:
             terms["router_z"] = self.arguments.router_z_weight * router_z_loss(probe.routed.logits)

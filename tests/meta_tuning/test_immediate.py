@@ -24,7 +24,7 @@ def leaves() -> list[Tensor]:
 def test_any_combination_of_losses_has_its_gradient(outgoing: tuple[float, ...], scale: float) -> None:
     tensors = leaves()
     weights = torch.tensor(outgoing, dtype=torch.float64)
-    values = immediate(losses, tensors, scale=scale)
+    values = immediate(losses, tensors, lambda: tensors, scale)
     torch.testing.assert_close(values, losses(tensors))
     found = torch.autograd.grad(values @ weights, tensors)
     for ours, theirs in zip(found, torch.autograd.grad(losses(tensors) @ weights, tensors), strict=True):
@@ -38,7 +38,7 @@ def test_the_sum_of_the_losses_is_differentiated_once_and_another_time_where_ask
         calls.append(1)
         return losses(leaves)
 
-    total = immediate(counted, tensors).sum()
+    total = immediate(counted, tensors, lambda: tensors, 1.0).sum()
     first = torch.autograd.grad(total, tensors, retain_graph=True)
     assert len(calls) == 1
     again = torch.autograd.grad(total, tensors)
@@ -56,20 +56,20 @@ def test_a_later_gradient_is_taken_under_the_autocast_of_the_first() -> None:
         return torch.stack([result.sum(), result.square().sum()])
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = immediate(product, tensors)
+        values = immediate(product, tensors, lambda: tensors, 1.0)
     values[1].backward()
     assert types == [torch.bfloat16] * 2
 
 
 def test_a_tensor_that_no_loss_depends_on_has_a_gradient_of_zero() -> None:
     tensors = leaves()
-    immediate(lambda leaves: leaves[0].sum()[None], tensors).sum().backward()
+    immediate(lambda leaves: leaves[0].sum()[None], tensors, lambda: tensors, 1.0).sum().backward()
     assert torch.equal(tensors[1].grad, torch.zeros(5, dtype=torch.float64))
 
 
 def test_tensors_that_share_a_gradient_are_scaled_once() -> None:
     tensors = leaves()
-    total = immediate(lambda leaves: (leaves[0] + leaves[1]).square().sum()[None], tensors, scale=4.0).sum()
+    total = immediate(lambda leaves: sum(leaves).square().sum()[None], tensors, lambda: tensors, 4.0).sum()
     (3 * total).backward()
     for tensor in tensors:
         torch.testing.assert_close(tensor.grad, 6 * sum(tensors).detach())

@@ -37,6 +37,7 @@ from smat_peft.commands.checks import check_image_size, check_images, make_outpu
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.plan import format_plan
 from smat_peft.commands.recipe import recipe_words
+from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.domain import MIN_CLASSES, Domain
 from smat_peft.episodes.domains import load_domains
 from smat_peft.episodes.fixed import FixedEpisodes
@@ -100,7 +101,8 @@ def meta_tune(argv: Sequence[str]) -> None:
     model = _create_model(model_arguments)
     transform = load_image_transform(model_arguments.model_name_or_path, data.image_size)
     check_image_size(model, transform, model_arguments.model_name_or_path)
-    train, validation = _create_episodes(entries, data, arguments, transform)
+    cache = ImageCache(arguments.dataloader_cache_mib)
+    train, validation = _create_episodes(entries, data, arguments, transform, cache)
     measured = _measured(entries, data, transform)
     trainer = MetaTrainer(model, arguments, train, validation, accelerator=accelerator)
     plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, measured, threads)
@@ -119,7 +121,7 @@ def meta_tune(argv: Sequence[str]) -> None:
     if accelerator.is_main_process:
         seconds = time.perf_counter() - started
         plot_curves(trainer.log, output_dir / CURVES)
-        evaluation = _evaluate(model, measured, data, model_arguments, transform, validation)
+        evaluation = _evaluate(model, measured, data, model_arguments, transform, validation, cache)
         if evaluation is not None:
             accelerator.print("\n" + format_report(evaluation))
         _write_results(output_dir, model, (arguments, model_arguments, data, launch), trainer, evaluation, seconds)
@@ -192,13 +194,22 @@ def _create_model(arguments: ModelArguments) -> PeftModel:
 
 
 def _create_episodes(
-    entries: Sequence[EvaluationDomain], data: DataArguments, arguments: MetaTuningArguments, transform: ImageTransform
+    entries: Sequence[EvaluationDomain],
+    data: DataArguments,
+    arguments: MetaTuningArguments,
+    transform: ImageTransform,
+    cache: ImageCache,
 ) -> tuple[EpisodeSampler, FixedEpisodes]:
     domains = [entry.domain for entry in entries if entry.role == "id"]
-    limits: dict[str, Any] = {"max_ways": data.max_ways, "max_support": data.max_support, "transform": transform}
-    train = EpisodeSampler(domains, "train", data.ways, data.shots, data.queries, arguments.seed, **limits)
+    common: dict[str, Any] = {
+        "max_ways": data.max_ways,
+        "max_support": data.max_support,
+        "transform": transform,
+        "cache": cache,
+    }
+    train = EpisodeSampler(domains, "train", data.ways, data.shots, data.queries, arguments.seed, **common)
     shape: dict[str, Any] = {"ways": data.evaluation_ways, "shots": data.evaluation_shots, "queries": data.queries}
-    return train, FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **limits)
+    return train, FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **common)
 
 
 def _measured(
@@ -220,6 +231,7 @@ def _evaluate(
     arguments: ModelArguments,
     transform: ImageTransform,
     validation: FixedEpisodes,
+    cache: ImageCache,
 ) -> Evaluation | None:
     if not measured:
         return None
@@ -236,6 +248,7 @@ def _evaluate(
         shots=data.evaluation_shots,
         queries=data.queries,
         seed=data.evaluation_seed,
+        cache=cache,
     )
 
 

@@ -66,10 +66,10 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "P":
-                image = image.convert("RGBA")  # straight to RGB, Pillow warns that a palette's transparency is lost
-            return image.convert("RGB")
+            ImageOps.exif_transpose(file, in_place=True)
+            # Straight to RGB, Pillow warns that a palette's transparency is lost.
+            image = file.convert("RGBA") if file.mode == "P" else file
+            return image.convert("RGB")  # a copy, which holds no file
     except Exception as error:  # what Pillow raises depends on where a damaged file breaks off
         raise DataError(
             f"{path} cannot be read as an image ({type(error).__name__}: {error}); "

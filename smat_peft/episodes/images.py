@@ -91,7 +91,7 @@ class ImageTransform:
 
     def evaluation(self, image: Image.Image) -> Tensor:
         """Pixels `[3, H, W]` of an image, the same each time."""
-        return self._normalise(self._fit(image.convert("RGB")))
+        return self._normalise(self.prepare(image))
 
     def training(self, image: Image.Image, augment: Set[Augmentation], random: RandomState) -> Tensor:
         """Pixels `[3, H, W]` of an image with random changes (METHOD 10's train transform).
@@ -102,13 +102,20 @@ class ImageTransform:
                 colour, `"mirror"` left and right. Without `"crop"` the size is made as in evaluation.
             random: Every draw comes from here, in this order.
         """
-        image = image.convert("RGB")
+        return self.finish(self.prepare(image, augment), augment, random)
+
+    def prepare(self, image: Image.Image, augment: Set[Augmentation] = frozenset()) -> Image.Image:
+        """The steps that are the same each time an image is drawn: RGB, and the size unless `"crop"` makes it."""
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        return image if "crop" in augment else self._fit(image)
+
+    def finish(self, image: Image.Image, augment: Set[Augmentation], random: RandomState) -> Tensor:
+        """The steps that follow [`ImageTransform.prepare`]: those drawn at random, then pixels `[3, H, W]`."""
         if "crop" in augment:
             left, top, width, height = _draw_crop(random, image.width, image.height)
             image = image.crop((left, top, left + width, top + height))
             image = image.resize(self.size[::-1], self.resample)
-        else:
-            image = self._fit(image)
         if "colour" in augment:
             for enhance in JITTERED:
                 image = enhance(image).enhance(1 + JITTER * (2 * random.uniform() - 1))

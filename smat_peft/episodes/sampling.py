@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from smat_peft.episodes.domain import MIN_CLASSES, Domain, Split
+from smat_peft.episodes.cache import ImageCache
+from smat_peft.episodes.domain import MIN_CLASSES, Augmentation, Domain, Split
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.errors import ConfigurationError, DataError
@@ -25,6 +25,7 @@ MAX_SUPPORT = 500
 MAX_CLASS_CONTRIBUTION = 100  # a class counts for at most so many images when the support size is drawn
 LOG_WEIGHT_RANGE = (float(np.log(0.5)), float(np.log(2.0)))  # how far shares of the support stray from class sizes
 
+NOT_AUGMENTED: frozenset[Augmentation] = frozenset()
 SPLIT_NUMBERS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2, "all": 3}  # part of every episode's seed
 
 
@@ -117,6 +118,7 @@ class EpisodeSampler:
         augment: Whether to use the training augmentations that a domain names; by default for the split `"train"` only.
         max_ways: Largest number of classes, where `ways` is drawn.
         max_support: Most support images, where `shots` is drawn.
+        cache: Keeps prepared images, to draw them again sooner; none are kept if not given.
 
     Attributes:
         domains: The domains that episodes are drawn from.
@@ -140,6 +142,7 @@ class EpisodeSampler:
         augment: bool | None = None,
         max_ways: int = MAX_WAYS,
         max_support: int = MAX_SUPPORT,
+        cache: ImageCache | None = None,
     ) -> None:
         if split not in SPLIT_NUMBERS:
             raise ConfigurationError(f"unknown split {split!r}; splits are {', '.join(SPLIT_NUMBERS)}")
@@ -169,6 +172,7 @@ class EpisodeSampler:
         self.augment = split == "train" if augment is None else augment
         self.max_ways = max_ways
         self.max_support = max_support
+        self.cache = cache or ImageCache(0)
         self._class_sizes = [self._count_images(domain) for domain in self.domains]
 
     def __getitem__(self, index: int) -> Episode:
@@ -220,19 +224,12 @@ class EpisodeSampler:
     def _pixels(
         self, random: RandomState, domain: Domain, classes: Sequence[str], numbers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor]:
-        pixels = [self._transform(image, domain, random) for image in self._images(domain, classes, numbers)]
-        counts = torch.tensor([len(of_class) for of_class in numbers])
-        return torch.stack(pixels), torch.repeat_interleave(torch.arange(len(classes)), counts)
-
-    def _images(
-        self, domain: Domain, classes: Sequence[str], numbers: Sequence[Sequence[int]]
-    ) -> Iterator[Image.Image]:
+        augment = domain.augment if self.augment else NOT_AUGMENTED
+        pixels = []
         for name, of_class in zip(classes, numbers, strict=True):
             images = domain.images(self.split, name)
             for number in of_class:
-                yield images[number]
-
-    def _transform(self, image: Image.Image, domain: Domain, random: RandomState) -> Tensor:
-        if self.augment:
-            return self.transform.training(image, domain.augment, random)
-        return self.transform.evaluation(image)
+                prepared = self.cache.prepare(images, number, self.transform, augment)
+                pixels.append(self.transform.finish(prepared, augment, random))
+        counts = torch.tensor([len(of_class) for of_class in numbers])
+        return torch.stack(pixels), torch.repeat_interleave(torch.arange(len(classes)), counts)

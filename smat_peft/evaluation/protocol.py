@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from tqdm.auto import tqdm
 
+from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.domain import Domain, Split
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
@@ -36,6 +37,7 @@ def evaluate(
     shots: int | None = None,
     queries: int = MAX_QUERIES,
     seed: int = 0,
+    cache: ImageCache | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Accuracy without fine-tuning on episodes of each domain (METHOD 11a).
@@ -50,6 +52,7 @@ def evaluate(
         shots: Support images of each class; variable (METHOD 10) if not given.
         queries: Most query images of each class.
         seed: Which episodes. A domain's depend on it and on the domain's name, not on the other domains.
+        cache: Keeps prepared images from one episode to the next; none are kept if not given.
         progress: Whether to show a bar.
 
     Raises:
@@ -65,7 +68,15 @@ def evaluate(
     _check(entries)
     samplers = [
         EpisodeSampler(
-            [domain], split, ways, shots, queries, domain_seed(seed, domain.name), transform=transform, augment=False
+            [domain],
+            split,
+            ways,
+            shots,
+            queries,
+            domain_seed(seed, domain.name),
+            transform=transform,
+            augment=False,
+            cache=cache,
         )
         for _, domain, split in entries
     ]

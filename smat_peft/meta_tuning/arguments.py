@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from smat_peft.episodes.cache import DEFAULT_MEBIBYTES
 from smat_peft.errors import ConfigurationError
 
 
@@ -66,6 +67,9 @@ class MetaTuningArguments:
     logging_steps: int = _argument(10, "Average and log the figures of so many updates.")
     max_skipped_steps: int = _argument(5, "Stop after so many updates in a row whose loss was not finite.")
     dataloader_num_workers: int = _argument(0, "Processes that load episodes ahead.")
+    dataloader_cache_mib: int = _argument(
+        DEFAULT_MEBIBYTES, "Most MiB of decoded images that each loading process keeps; 0: none."
+    )
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():  # an infinite norm is one that never clips
@@ -90,7 +94,7 @@ class MetaTuningArguments:
             *("delta_lr", "gate_lr", "multiplier_lr", "router_lr", "inner_lr", "adapted_teacher_lr"),
             *("adapted_teacher_weight", "pretrained_teacher_weight", "sparsity_weight", "router_z_weight"),
             *("delta_weight_decay", "router_weight_decay", "validation_steps", "checkpointing_steps"),
-            "dataloader_num_workers",
+            *("dataloader_num_workers", "dataloader_cache_mib"),
         ):
             self._require(getattr(self, name) >= 0, name, "at least 0")
         for name in ("warmup_ratio", "temperature_ratio", "distillation_weight"):

@@ -47,7 +47,10 @@ MODEL, OPTIMISER = "model/", "optimiser/"  # the two kinds of tensors in a check
 BEST = "best"  # folder of the best checkpoint so far
 # Arguments that a resumed run may change without becoming another run.
 FREE_ON_RESUME = frozenset(
-    ("output_dir", "resume_from_checkpoint", "checkpointing_steps", "save_total_limit", "dataloader_num_workers")
+    (
+        *("output_dir", "resume_from_checkpoint", "checkpointing_steps", "save_total_limit"),
+        *("dataloader_num_workers", "dataloader_cache_mib"),
+    )
 )
 COMPILING_PAYS = 3e10  # gates x updates: some 100 s gained on two cores, for up to 40 s of compiling
 SPARSITY_TOLERANCE = 0.05
@@ -139,7 +142,7 @@ class MetaTrainer:
             unit="update",
             disable=not self.accelerator.is_local_main_process,
         )
-        for episodes in self._batches():
+        for episodes in self._batches(arguments.dataloader_num_workers):
             self.update(episodes)
             self.step += 1
             bar.update()
@@ -194,7 +197,7 @@ class MetaTrainer:
             return 0.0
         arrays = [*self.learner.buffers(), self.learner.multipliers]
         before = [array.detach().clone() for array in arrays]
-        episodes = next(self._batches())
+        episodes = next(self._batches(workers=0))
         started = time.perf_counter()
         loss = torch.stack(list(self.prepared(episodes).values())).sum()
         self.accelerator.backward(loss)
@@ -280,7 +283,7 @@ class MetaTrainer:
 
     # ----- parts of the run -----
 
-    def _batches(self) -> Iterator[list[Episode]]:
+    def _batches(self, workers: int) -> Iterator[list[Episode]]:
         """This process's share of each update from the present step on."""
         arguments, processes = self.arguments, self.accelerator.num_processes
         first = self.step * arguments.episodes_per_step + self.accelerator.process_index
@@ -289,7 +292,7 @@ class MetaTrainer:
             self.train_episodes,
             numbers,
             size=arguments.episodes_per_step // processes,
-            workers=arguments.dataloader_num_workers,
+            workers=workers,
             device=self.accelerator.device,
         )
 

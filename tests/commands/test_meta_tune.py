@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from smat_peft.commands.classify import main as classify
 from smat_peft.commands.meta_tune import main
+from smat_peft.episodes import folders
 from smat_peft.meta_tuning.trainer import MetaTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,21 @@ def test_the_settings_on_the_card_are_a_recipe_for_the_same_run(trained, world, 
     capsys.readouterr()
     assert (tmp_path / "again" / ADAPTER).read_bytes() == (output / ADAPTER).read_bytes()
     assert metrics(tmp_path / "again") == metrics(output)
+
+
+def test_the_image_cache_saves_reading_and_changes_nothing(trained, world, tmp_path, monkeypatch, capsys):
+    reads: list[Path] = []
+    read = folders.read_image
+    monkeypatch.setattr(folders, "read_image", lambda path: reads.append(path) or read(path))
+    counts = {}
+    for mebibytes in (0, 1):
+        assert main(words(world, tmp_path / f"{mebibytes}", dataloader_cache_mib=mebibytes)) == 0
+        assert (tmp_path / f"{mebibytes}" / ADAPTER).read_bytes() == (trained[0] / ADAPTER).read_bytes()
+        assert metrics(tmp_path / f"{mebibytes}")["evaluation"] == metrics(trained[0])["evaluation"]
+        counts[mebibytes], reads = (len(reads), len(set(reads))), []
+    capsys.readouterr()
+    assert counts[0][0] > counts[0][1]  # images are drawn more than once
+    assert counts[1][0] == counts[1][1] == counts[0][1]
 
 
 def test_the_plan_is_printed_before_the_first_update(world, tmp_path, monkeypatch, capsys):

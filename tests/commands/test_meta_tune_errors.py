@@ -84,6 +84,7 @@ def failure(run, world, tmp_path, capsys):
         (["--evaluation_shots", 4, "--validation_episodes", 0], "too few for 4 in the support"),
         (["--evaluation_episodes", -1], "--evaluation_episodes must be at least 0"),
         (["--validation_episodes", -1], "--validation_episodes must be at least 0"),
+        (["--dataloader_cache_mib", -1], "--dataloader_cache_mib must be at least 0"),
         (["--threads", 0], "--threads must be at least 1"),
         (["--seed", -1], "--seed must be in [0, 2**32)"),
         (["--max_steps", 0], "--max_steps must be at least 1"),

@@ -6,9 +6,15 @@ from dataclasses import dataclass, field
 
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.commands.checks import check_trackers
+from smat_peft.episodes.draws import DomainWeights
 from smat_peft.errors import ConfigurationError
 
 METHODS = ("smat", "dense")
+DOMAIN_KINDS = (
+    "Kinds: builtin:greek, folder:PATH, 'folder:PATH/*' (a domain a folder), hub:NAME[:CONFIG][@SPLIT], disk:PATH, "
+    "parquet:PATTERN, h5:ROOT/SOURCE. Options, as far as a kind takes them: ?image=COLUMN&label=COLUMN (hub, disk, "
+    "parquet), splits=FILE, augment=crop,colour,mirror|none."
+)
 
 
 @dataclass
@@ -38,12 +44,18 @@ class DataArguments:
 
     train_domains: list[str] = field(
         default_factory=list,
-        metadata={"help": "Domains to meta-tune on: builtin:greek, folder:PATH, 'folder:PATH/*' (a domain a folder)."},
+        metadata={"help": f"Domains to meta-tune on. {DOMAIN_KINDS}"},
     )
     dev_ood_domains: list[str] = field(
         default_factory=list, metadata={"help": "Domains not trained on, to look at while choosing settings."}
     )
     ood_domains: list[str] = field(default_factory=list, metadata={"help": "Domains not trained on, to report."})
+    domain_weights: list[str] = field(
+        default_factory=lambda: ["uniform"],
+        metadata={
+            "help": "How often each training domain is drawn: uniform, size (its images), or NAME=WEIGHT of each."
+        },
+    )
     on_bad_image: str = field(
         default="error", metadata={"help": "What to do with an unreadable image.", "choices": ["error", "skip"]}
     )
@@ -63,6 +75,21 @@ class DataArguments:
         _require_at_least(self, 2, "ways", "evaluation_ways")
         _require_at_least(self, 1, "shots", "evaluation_shots", "queries", "image_size")
         _require_at_least(self, 0, "validation_episodes", "evaluation_episodes")
+        self.weights_of_domains()
+
+    def weights_of_domains(self) -> DomainWeights:
+        """`domain_weights` as [`EpisodeSampler`] takes them."""
+        if self.domain_weights == ["uniform"]:
+            return "uniform"
+        if self.domain_weights == ["size"]:
+            return "size"
+        try:
+            return {name: float(weight) for name, _, weight in (text.rpartition("=") for text in self.domain_weights)}
+        except ValueError as error:
+            given = " ".join(self.domain_weights)
+            raise ConfigurationError(
+                f"--domain_weights must be uniform, size, or NAME=WEIGHT for each training domain, got {given!r}"
+            ) from error
 
 
 @dataclass

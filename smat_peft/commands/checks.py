@@ -28,7 +28,7 @@ def check_images(domains: Iterable[Domain]) -> None:
     formats = sorted(set(FORMATS.values()))
     for domain in domains:
         for images in domain.class_images.values():
-            for path in images.paths if isinstance(images, ImageFiles) else ():
+            for path in images.places if isinstance(images, ImageFiles) else ():
                 try:
                     Image.open(path, formats=formats).close()
                 except Exception:  # whatever it is, reading the whole image says it in our words

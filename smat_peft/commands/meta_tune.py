@@ -207,7 +207,10 @@ def _create_episodes(
         "transform": transform,
         "cache": cache,
     }
-    train = EpisodeSampler(domains, "train", data.ways, data.shots, data.queries, arguments.seed, **common)
+    weights = data.weights_of_domains()
+    train = EpisodeSampler(
+        domains, "train", data.ways, data.shots, data.queries, arguments.seed, domain_weights=weights, **common
+    )
     shape: dict[str, Any] = {"ways": data.evaluation_ways, "shots": data.evaluation_shots, "queries": data.queries}
     return train, FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **common)
 

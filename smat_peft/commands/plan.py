@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from smat_peft.episodes.images import ImageTransform
+from smat_peft.episodes.overlap import shared_content
 from smat_peft.evaluation.protocol import EvaluationDomain
 from smat_peft.evaluation.records import ROLE_TITLES
 from smat_peft.evaluation.tables import render_table
@@ -41,7 +42,7 @@ def format_plan(
         "",
         _domain_table(entries),
     ]
-    notes = _what_is_left_out(trainer, entries, measured)
+    notes = _what_is_left_out(trainer, entries, measured) + _what_is_shared(trainer, entries)
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
@@ -56,6 +57,15 @@ def _what_is_left_out(
     if left_out:
         notes.append(f"Not tested on {', '.join(left_out)}: too few test classes for an episode, or none are wanted.")
     return notes
+
+
+def _what_is_shared(trainer: MetaTrainer, entries: Sequence[EvaluationDomain]) -> list[str]:
+    if not trainer.accelerator.is_main_process:  # the only one that prints
+        return []
+    training, unseen = (
+        [entry.domain for entry in entries if (entry.role == "id") == wanted] for wanted in (True, False)
+    )
+    return [f"Warning: {sentence}" for sentence in shared_content(training, unseen)]
 
 
 def _domain_table(entries: Sequence[EvaluationDomain]) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
+from numpy.random import RandomState
+from numpy.typing import NDArray
 from PIL import Image
 
 from smat_peft.errors import DataError
@@ -32,6 +35,13 @@ def split_classes(names: Sequence[str]) -> dict[str, list[str]]:
     return {"train": ordered[:first], "validation": ordered[first:second], "test": ordered[second:]}
 
 
+class Hierarchy(Protocol):
+    """How the classes of a split belong together, for episodes of related classes."""
+
+    def draw(self, random: RandomState, max_ways: int) -> NDArray[np.int64]:
+        """Numbers of an episode's classes in the split, in the order of their labels: `[C]`, `C` at most `max_ways`."""
+
+
 @dataclass(frozen=True)
 class Domain:
     """Classes of images from one source.
@@ -42,12 +52,14 @@ class Domain:
         splits: Class names by split; made by [`split_classes`] unless given.
         augment: The training augmentations of METHOD 10 that leave an image in its class (a mirrored letter is another
             drawing, so scripts leave `"mirror"` out).
+        hierarchies: By split, where its classes belong together: episodes whose ways vary draw their classes so.
     """
 
     name: str
     class_images: Mapping[str, Sequence[Image.Image]]
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     augment: frozenset[Augmentation] = EVERY_AUGMENTATION
+    hierarchies: Mapping[str, Hierarchy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.class_images:

@@ -1,4 +1,4 @@
-"""Domains by their specification: `builtin:greek`, `folder:flowers`, `folder:domains/*`."""
+"""Domains by their specification: `builtin:greek`, `folder:flowers`, `hub:uoft-cs/cifar100@test`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from smat_peft.episodes.domain import EVERY_AUGMENTATION, Augmentation, Domain
-from smat_peft.episodes.folders import OnBadImage, read_image_folder, sub_folders
+from smat_peft.episodes.folders import read_image_folder, sub_folders
+from smat_peft.episodes.h5 import read_h5
+from smat_peft.episodes.stored import OnBadImage, StoredSettings
+from smat_peft.episodes.tables import read_disk, read_hub, read_parquet
 from smat_peft.errors import ConfigurationError, DataError
 
 ALL_SUB_FOLDERS = "/*"
+
+
+def _itself(location: str) -> list[str]:
+    return [location]
 
 
 @dataclass(frozen=True)
@@ -19,26 +26,36 @@ class Source:
     """A kind of place that domains come from.
 
     Attributes:
-        load: Makes one domain of a location, the options of its specification, and what to do with bad images.
-        expand: The locations that one location stands for.
+        load: Makes one domain of a location, the options of its specification, and how to treat stored images.
         options: Names of the options it takes.
         example: A specification, for messages.
+        expand: The locations that one location stands for.
     """
 
-    load: Callable[[str, Mapping[str, str], OnBadImage], Domain]
-    expand: Callable[[str], list[str]]
+    load: Callable[[str, Mapping[str, str], StoredSettings], Domain]
     options: frozenset[str]
     example: str
+    expand: Callable[[str], list[str]] = _itself
 
 
 def load_domain(spec: str, *, on_bad_image: OnBadImage = "error") -> Domain:
     """Load one domain.
 
     Args:
-        spec: `builtin:NAME` for a domain of the built-in suite, or `folder:PATH` for a folder of class folders of
-            images. A folder takes options, `folder:PATH?splits=FILE&augment=crop,colour`: a JSON file that says which
-            classes are for training, validation and test (else the folder's own `splits.json`, else a fixed shuffle),
-            and which training augmentations leave an image in its class (of crop, colour, mirror; or none).
+        spec: One of
+
+            - `builtin:NAME`: a domain of the built-in suite;
+            - `folder:PATH`: a folder of class folders of images;
+            - `hub:NAME[:CONFIG][@SPLIT]`: a data set on the Hub with a column of images and one of class labels;
+            - `disk:PATH[@SPLIT]`: the same in a folder that `save_to_disk` of `datasets` has written;
+            - `parquet:PATTERN`: the same in parquet files;
+            - `h5:ROOT/SOURCE`: a source of Meta-Dataset in PMF's form, with its own class splits (METHOD 10).
+
+            Options follow a question mark, `folder:PATH?splits=FILE&augment=crop,colour`. `augment` (all but builtin):
+            which training augmentations leave an image in its class, of crop, colour, mirror; or none. `splits`
+            (folder, hub, disk, parquet): a JSON file that says which classes are for training, validation and test
+            (else a folder's own `splits.json`, else a fixed shuffle). `image` and `label` (hub, disk, parquet): the
+            columns, which are otherwise found by their types.
         on_bad_image: `"error"`, or `"skip"` to leave out images that cannot be read, with a warning that lists them.
 
     Raises:
@@ -96,13 +113,12 @@ def _parse(spec: str) -> tuple[Source, str, dict[str, str]]:
 def _load(source: Source, location: str, options: Mapping[str, str], on_bad_image: OnBadImage) -> Domain:
     if on_bad_image not in ("error", "skip"):
         raise ConfigurationError(f"on_bad_image must be 'error' or 'skip', got {on_bad_image!r}")
-    return source.load(location, options, on_bad_image)
-
-
-def _load_folder(location: str, options: Mapping[str, str], on_bad_image: OnBadImage) -> Domain:
-    splits = Path(options["splits"]).expanduser() if "splits" in options else None
-    augment = _augmentations(options["augment"]) if "augment" in options else EVERY_AUGMENTATION
-    return read_image_folder(Path(location).expanduser(), splits, augment, on_bad_image)
+    settings = StoredSettings(
+        splits_file=Path(options["splits"]).expanduser() if "splits" in options else None,
+        augment=_augmentations(options["augment"]) if "augment" in options else EVERY_AUGMENTATION,
+        on_bad_image=on_bad_image,
+    )
+    return source.load(location, options, settings)
 
 
 def _augmentations(listed: str) -> frozenset[Augmentation]:
@@ -124,7 +140,13 @@ def _expand_folder(location: str) -> list[str]:
     return found
 
 
-def _load_builtin(location: str, options: Mapping[str, str], on_bad_image: OnBadImage) -> Domain:
+def _expand_builtin(location: str) -> list[str]:
+    from smat_peft.episodes.builtin import ROLES
+
+    return list(ROLES.get(location, [location]))
+
+
+def _load_builtin(location: str, options: Mapping[str, str], settings: StoredSettings) -> Domain:
     from smat_peft.episodes.builtin import builtin_names, load_builtin  # draws with Matplotlib, slow to import
 
     if location not in builtin_names():
@@ -132,13 +154,21 @@ def _load_builtin(location: str, options: Mapping[str, str], on_bad_image: OnBad
     return load_builtin(location)
 
 
-def _expand_builtin(location: str) -> list[str]:
-    from smat_peft.episodes.builtin import ROLES
+def _load_folder(location: str, options: Mapping[str, str], settings: StoredSettings) -> Domain:
+    return read_image_folder(Path(location).expanduser(), settings)
 
-    return list(ROLES.get(location, [location]))
 
+def _load_h5(location: str, options: Mapping[str, str], settings: StoredSettings) -> Domain:
+    return read_h5(Path(location).expanduser(), settings)
+
+
+TABLE_OPTIONS = frozenset({"image", "label", "splits", "augment"})
 
 SOURCES = {
-    "builtin": Source(_load_builtin, _expand_builtin, frozenset(), "builtin:greek"),
-    "folder": Source(_load_folder, _expand_folder, frozenset({"splits", "augment"}), "folder:PATH"),
+    "builtin": Source(_load_builtin, frozenset(), "builtin:greek", _expand_builtin),
+    "folder": Source(_load_folder, frozenset({"splits", "augment"}), "folder:PATH", _expand_folder),
+    "hub": Source(read_hub, TABLE_OPTIONS, "hub:uoft-cs/cifar100:cifar100@test?label=fine_label"),
+    "disk": Source(read_disk, TABLE_OPTIONS, "disk:PATH"),
+    "parquet": Source(read_parquet, TABLE_OPTIONS, "parquet:data/*.parquet"),
+    "h5": Source(_load_h5, frozenset({"augment"}), "h5:ROOT/aircraft"),
 }

@@ -1,4 +1,4 @@
-"""Which images make up an episode: Meta-Dataset's random ways and shots, and fixed ones (METHOD 10)."""
+"""Which images make up an episode, and the episode made of them (METHOD 10)."""
 
 from __future__ import annotations
 
@@ -13,69 +13,22 @@ from torch import Tensor
 
 from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.domain import MIN_CLASSES, Augmentation, Domain, Split
+from smat_peft.episodes.draws import (
+    MAX_QUERIES,
+    MAX_SUPPORT,
+    MAX_WAYS,
+    DomainWeights,
+    domain_shares,
+    draw_classes,
+    draw_domain,
+    draw_shots,
+)
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.errors import ConfigurationError, DataError
 
-MAX_WAYS = (
-    50  # this and the next four: Meta-Dataset's EpisodeDescriptionConfig (Triantafillou et al. 2020, section 3.2)
-)
-MAX_QUERIES = 10
-MAX_SUPPORT = 500
-MAX_CLASS_CONTRIBUTION = 100  # a class counts for at most so many images when the support size is drawn
-LOG_WEIGHT_RANGE = (float(np.log(0.5)), float(np.log(2.0)))  # how far shares of the support stray from class sizes
-
 NOT_AUGMENTED: frozenset[Augmentation] = frozenset()
 SPLIT_NUMBERS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2, "all": 3}  # part of every episode's seed
-
-
-def draw_classes(
-    random: RandomState, available: int, ways: int | None = None, max_ways: int = MAX_WAYS
-) -> NDArray[np.int64]:
-    """Draw the classes of an episode (METHOD 10, step 1).
-
-    Args:
-        random: Draws come from here: the number of classes unless fixed, then the classes.
-        available: Number of classes to choose from.
-        ways: Number of classes `C`; drawn uniformly from 5 to `min(max_ways, available)` if not given.
-        max_ways: Largest number of classes to draw.
-
-    Returns:
-        Distinct class numbers in the order of their labels, `[C]`.
-    """
-    if ways is None:
-        ways = int(random.randint(low=MIN_CLASSES, high=min(max_ways, available) + 1))
-    return random.choice(available, ways, replace=False).astype(np.int64)
-
-
-def draw_shots(
-    random: RandomState,
-    class_sizes: NDArray[np.int64],
-    shots: int | None = None,
-    queries: int = MAX_QUERIES,
-    max_support: int = MAX_SUPPORT,
-) -> tuple[NDArray[np.int64], int]:
-    """Draw how many images of each class go into the support and the query (METHOD 10, steps 2 to 4).
-
-    Args:
-        random: Draws come from here: the size of the support, then the weights of the classes; none for fixed shots.
-        class_sizes: Number of images of each class of the episode, `[C]`, each at least 2.
-        shots: Support images of every class; drawn, and different from class to class, if not given.
-        queries: Most query images a class.
-        max_support: Most support images in all, where shots are drawn; at least `C`.
-
-    Returns:
-        Support images of each class `[C]`, and the number of query images, which is the same for all classes.
-    """
-    if shots is not None:
-        return np.full(len(class_sizes), shots, dtype=np.int64), min(queries, int(class_sizes.min()) - shots)
-    query = min(queries, int(class_sizes.min()) // 2)
-    left = class_sizes - query
-    share = random.uniform()
-    support = min(max_support, int(np.floor(share * np.minimum(MAX_CLASS_CONTRIBUTION, left) + 1).sum()))
-    weights = class_sizes * np.exp(random.uniform(*LOG_WEIGHT_RANGE, size=len(class_sizes)))
-    drawn = np.floor(weights / weights.sum() * (support - len(class_sizes))).astype(np.int64) + 1
-    return np.minimum(drawn, left), query
 
 
 def can_serve(domain: Domain, split: Split, ways: int | None = None) -> bool:
@@ -108,9 +61,10 @@ class EpisodeSampler:
     It works as a map-style dataset: `DataLoader(sampler, sampler=range(100), batch_size=None, num_workers=2)`.
 
     Args:
-        domains: Where episodes come from; each time one is drawn uniformly from those with enough classes in the split.
+        domains: Where episodes come from; each time one is drawn from those with enough classes in the split.
         split: Whose classes to use; `"all"` for every class of a domain (out-of-distribution evaluation).
-        ways: Number of classes, drawn anew for each episode if not given.
+        ways: Number of classes, drawn anew for each episode if not given. Where they are drawn, a domain with a
+            hierarchy gives classes that belong together.
         shots: Support images of each class, drawn anew for each class if not given.
         queries: Most query images of each class; fewer where a class has not so many.
         seed: Another seed gives other episodes.
@@ -118,6 +72,8 @@ class EpisodeSampler:
         augment: Whether to use the training augmentations that a domain names; by default for the split `"train"` only.
         max_ways: Largest number of classes, where `ways` is drawn.
         max_support: Most support images, where `shots` is drawn.
+        domain_weights: How often each domain is drawn: `"uniform"`, by `"size"` (its images in the split), or a weight
+            for each name.
         cache: Keeps prepared images, to draw them again sooner; none are kept if not given.
 
     Attributes:
@@ -142,6 +98,7 @@ class EpisodeSampler:
         augment: bool | None = None,
         max_ways: int = MAX_WAYS,
         max_support: int = MAX_SUPPORT,
+        domain_weights: DomainWeights = "uniform",
         cache: ImageCache | None = None,
     ) -> None:
         if split not in SPLIT_NUMBERS:
@@ -174,6 +131,8 @@ class EpisodeSampler:
         self.max_support = max_support
         self.cache = cache or ImageCache(0)
         self._class_sizes = [self._count_images(domain) for domain in self.domains]
+        images = [int(sizes.sum()) for sizes in self._class_sizes]
+        self._shares = domain_shares(domain_weights, [domain.name for domain in self.domains], images)
 
     def __getitem__(self, index: int) -> Episode:
         """The episode with this number; only its own images are decoded."""
@@ -208,9 +167,13 @@ class EpisodeSampler:
             raise IndexError(f"episodes are numbered from 0, got {index}")
         seeds = np.random.SeedSequence([self.seed, SPLIT_NUMBERS[self.split], index])
         random = RandomState(np.random.MT19937(seeds))
-        number = int(random.randint(len(self.domains)))
+        number = draw_domain(random, len(self.domains), self._shares)
         domain, sizes = self.domains[number], self._class_sizes[number]
-        classes = draw_classes(random, len(sizes), self.ways, self.max_ways)
+        hierarchy = None if self.ways else domain.hierarchies.get(self.split)
+        if hierarchy is None:
+            classes = draw_classes(random, len(sizes), self.ways, self.max_ways)
+        else:
+            classes = hierarchy.draw(random, self.max_ways)
         shots, query_count = draw_shots(random, sizes[classes], self.shots, self.queries, self.max_support)
         support, query = [], []
         for class_number, count in zip(classes, shots, strict=True):

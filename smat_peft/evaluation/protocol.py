@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 
 from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.domain import Domain, Split
+from smat_peft.episodes.draws import MAX_QUERIES
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
-from smat_peft.episodes.sampling import MAX_QUERIES, EpisodeSampler
+from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.evaluation.predictors import Prediction, Predictor, default_predictors
 from smat_peft.evaluation.records import ROLE_TITLES, Evaluation, Record, Role

@@ -3,11 +3,15 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
+import h5py
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +22,7 @@ from safetensors.torch import load_file
 from smat_peft.commands.classify import main as classify
 from smat_peft.commands.meta_tune import main
 from smat_peft.episodes import folders
+from smat_peft.episodes.folders import read_image
 from smat_peft.meta_tuning.trainer import MetaTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -135,10 +140,44 @@ def test_the_settings_on_the_card_are_a_recipe_for_the_same_run(trained, world, 
     assert metrics(tmp_path / "again") == metrics(output)
 
 
+def test_domains_of_every_kind_can_be_mixed(world, tmp_path, capsys):
+    paths = sorted((world / "train" / "green").glob("*/*"))
+    images = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+    table = datasets.Dataset.from_dict(
+        {"picture": images, "kind": [path.parent.name for path in paths]},
+        datasets.Features({"picture": datasets.Image(), "kind": datasets.Value("string")}),
+    )
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "columns.parquet")
+    classes = [[np.asarray(read_image(path)) for path in paths[start : start + 4]] for start in range(0, 64, 4)]
+    (tmp_path / "source").mkdir()
+    for number, pixels in enumerate(classes):
+        with h5py.File(tmp_path / "source" / f"{number}.h5", "w") as file:
+            for image, values in enumerate(pixels):
+                file[f"{image}/image"] = values
+    specification = {
+        "classes_per_split": {"TRAIN": 6, "VALID": 5, "TEST": 5},
+        "images_per_class": {f"{number}": 4 for number in range(16)},
+        "class_names": {f"{number}": f"letter {number}" for number in range(16)},
+        "file_pattern": "{}.tfrecords",
+    }
+    (tmp_path / "source" / "dataset_spec.json").write_text(json.dumps(specification))
+    specs = [f"disk:{tmp_path}/saved?label=kind", f"parquet:{tmp_path}/columns.parquet?label=kind"]
+    specs += [f"h5:{tmp_path}/source", f"folder:{world}/train/red"]
+    shares = ["saved=1", "columns=1", "source=2", "red=0.5"]
+    arguments = words(world, tmp_path / "run", train_domains=None, ood_domains=None)
+    assert main([*arguments, "--train_domains", *specs, "--domain_weights", *shares]) == 0
+    printed = capsys.readouterr().out
+    for name, classes_of_splits in (("saved", "24/5/5"), ("columns", "24/5/5"), ("source", "6/5/5"), ("red", "24/5/5")):
+        assert re.search(rf"{name} +ID +5 +{classes_of_splits} +4", printed)
+    assert list(metrics(tmp_path / "run")["evaluation"]["domains"]) == ["saved", "columns", "source", "red"]
+
+
 def test_the_image_cache_saves_reading_and_changes_nothing(trained, world, tmp_path, monkeypatch, capsys):
     reads: list[Path] = []
     read = folders.read_image
     monkeypatch.setattr(folders, "read_image", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr("smat_peft.commands.plan.shared_content", lambda *_: [])  # reads images, too
     counts = {}
     for mebibytes in (0, 1):
         assert main(words(world, tmp_path / f"{mebibytes}", dataloader_cache_mib=mebibytes)) == 0
@@ -165,6 +204,18 @@ def test_the_plan_is_printed_before_the_first_update(world, tmp_path, monkeypatc
     assert "45.00 s an update without loading images, 3 min for training" in plan
     assert re.search(r"green +ID +5 +24/5/5 +4", plan)
     assert re.search(r"other +test-OOD +6 +-/-/all +4", plan)
+
+
+def test_the_plan_warns_of_what_training_shares_with_other_domains(world, tmp_path, capsys):
+    for number in range(5):
+        shutil.copytree(world / "train" / "red" / f"class0{number}", tmp_path / "copies" / f"kind {number}")
+    assert main([*words(world, tmp_path / "run", ood_domains=f"folder:{world}/few"), "--dry_run"]) == 0
+    assert "Warning: few is named as not trained on, but 5 of its classes have names of" in capsys.readouterr().out
+    assert main([*words(world, tmp_path / "run", ood_domains=f"folder:{tmp_path}/copies"), "--dry_run"]) == 0
+    (warning,) = re.findall("^Warning: .*", capsys.readouterr().out, re.MULTILINE)
+    assert warning.startswith("Warning: copies is named as not trained on, but holds images that training has, too:")
+    assert main([*words(world, tmp_path / "run", ood_domains="builtin:lao", image_size=16), "--dry_run"]) == 0
+    assert "Warning" not in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(world, tmp_path, capsys):

@@ -54,7 +54,14 @@ def failure(run, world, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--train_domains", "nonsense"], "'nonsense' is no specification of a domain"),
-        (["--train_domains", "hub:x"], "'hub:x' is no specification"),
+        (["--train_domains", "zip:x"], "'zip:x' is no specification"),
+        (["--train_domains", "hub:someone/unknown"], "hub:someone/unknown cannot be loaded"),
+        (["--train_domains", "disk:/nowhere"], "/nowhere is not a folder"),
+        (["--train_domains", "parquet:/nowhere/*"], "there is no such file"),
+        (["--train_domains", "h5:/nowhere"], "/nowhere is not a folder"),
+        (["--domain_weights", "half"], "--domain_weights must be uniform, size, or NAME=WEIGHT"),
+        (["--domain_weights", "green=many", "red=1"], "--domain_weights must be uniform, size, or NAME=WEIGHT"),
+        (["--domain_weights", "green=1"], "a number above 0 for each domain, green, red; got {'green': 1.0}"),
         (["--train_domains", "folder:"], "names nothing after the colon"),
         (["--train_domains", "builtin:nowhere"], "there is no built-in domain 'nowhere'"),
         (["--train_domains", "folder:/nowhere"], "/nowhere is not a folder"),
@@ -162,7 +169,7 @@ def test_a_class_with_too_few_images_is_named(failure, make_world, tmp_path):
     folder = make_world(tmp_path / "own") / "train" / "red"
     for image in sorted((folder / "class03").iterdir())[1:]:
         image.unlink()
-    assert "red/class03 holds 1 usable images" in failure("--train_domains", f"folder:{folder}")
+    assert "train/red: class 'class03' has 1 usable images" in failure("--train_domains", f"folder:{folder}")
 
 
 def test_test_episodes_that_could_not_be_drawn_are_noticed_before_training(failure, make_world, tmp_path):

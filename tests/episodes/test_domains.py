@@ -53,7 +53,7 @@ def test_the_order_of_images_is_that_of_their_names(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "iterdir", lambda path: sorted(listed(path), reverse=True))
     backwards = load_domain(f"folder:{folder}")
     assert backwards.classes("all") == expected.classes("all")
-    assert backwards.images("all", "class0").paths == expected.images("all", "class0").paths  # type: ignore[attr-defined]
+    assert backwards.images("all", "class0").places == expected.images("all", "class0").places  # type: ignore[attr-defined]
 
 
 def test_hidden_files_and_other_files_are_passed_over(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_folder_that_is_arranged_otherwise_says_how_it_should_be(tmp_path: Pat
 def test_a_class_with_a_single_image_is_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "flowers")
     save_image(folder / "rose" / "0.png")
-    with pytest.raises(DataError, match=r"flowers/rose holds 1 usable images.*at least 2"):
+    with pytest.raises(DataError, match=r"flowers: class 'rose' has 1 usable images.*at least 2"):
         load_domain(f"folder:{folder}")
 
 
@@ -257,7 +257,10 @@ def test_a_bad_image_is_an_error_when_drawn_or_left_out_with_a_warning(tmp_path:
 def test_a_class_that_skipping_leaves_without_images_is_an_error(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "flowers", images=2)
     (folder / "class3" / "1.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match="1 images"), pytest.raises(DataError, match="class3 holds 1 usable images"):
+    with (
+        pytest.warns(UserWarning, match="1 images"),
+        pytest.raises(DataError, match="class 'class3' has 1 usable images"),
+    ):
         load_domain(f"folder:{folder}", on_bad_image="skip")
 
 

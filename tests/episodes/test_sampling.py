@@ -15,9 +15,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from smat_peft.episodes.domain import Domain, Split
+from smat_peft.episodes.draws import draw_classes, draw_shots
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
-from smat_peft.episodes.sampling import EpisodeSampler, can_serve, draw_classes, draw_shots
+from smat_peft.episodes.sampling import EpisodeSampler, can_serve
 from smat_peft.errors import ConfigurationError, DataError
 
 AUTHORS = json.loads((Path(__file__).parents[1] / "golden/authors/sampler.json").read_text())["episodes"]
@@ -198,6 +199,39 @@ def test_every_domain_is_drawn_equally_often_whatever_its_size() -> None:
     sampler = make_sampler("all", domains=[make_domain(0, classes=5), make_domain(1, classes=50)])
     drawn = Counter(sampler.describe(index).domain for index in range(600))
     assert abs(drawn["domain0"] - 300) < 4 * (600 / 4) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"), [("size", 0.9), ({"domain0": 3, "domain1": 1}, 0.25), ({"domain1": 9.0, "domain0": 1.0}, 0.9)]
+)
+def test_domains_are_drawn_by_their_weights(weights: Any, share: float) -> None:
+    domains = [make_domain(0, classes=5, images=10), make_domain(1, classes=15, images=30), make_domain(2, classes=4)]
+    sampler = make_sampler("all", domains=domains, domain_weights=weights)  # the third has too few classes
+    drawn = Counter(sampler.describe(index).domain for index in range(600))
+    assert abs(drawn["domain1"] - 600 * share) < 4 * (600 * share * (1 - share)) ** 0.5
+    assert drawn["domain0"] + drawn["domain1"] == 600
+
+
+def test_uniform_weights_leave_the_episodes_as_they_are_without() -> None:
+    one, other = make_sampler(), make_sampler(domain_weights="uniform")
+    assert [one.describe(index) for index in range(10)] == [other.describe(index) for index in range(10)]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "largest",
+        {"domain0": 1, "domain1": 1},
+        {"domain0": 1, "domain1": 1, "domain2": 1, "domain3": 1},
+        {"domain0": 1, "domain1": 1, "domain2": 0},
+        {"domain0": 1, "domain1": 1, "domain2": float("nan")},
+        {"domain0": 1, "domain1": 1, "domain2": float("inf")},
+    ],
+    ids=str,
+)
+def test_weights_that_do_not_fit_the_domains_are_refused(weights: Any) -> None:
+    with pytest.raises(ConfigurationError, match="a number above 0 for each domain, domain0, domain1, domain2; got"):
+        make_sampler(domain_weights=weights)
 
 
 def test_a_domain_with_fewer_than_five_classes_in_the_split_is_left_out() -> None:

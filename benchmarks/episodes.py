@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from measure import compare, interleave, make_parser, report, start
 from smat_peft import EpisodeSampler, load_domain
+from smat_peft.episodes.cache import DEFAULT_MEBIBYTES, ImageCache
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.meta_tuning.batches import batches
 
@@ -39,23 +40,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=10, help="Query images of a class.")
     parser.add_argument("--episodes", type=int, default=40, help="Episodes of a round.")
     parser.add_argument("--workers", type=int, default=2, help="Processes that load ahead.")
+    parser.add_argument("--cache", type=int, default=DEFAULT_MEBIBYTES, help="MiB of images that each process keeps.")
     arguments = parser.parse_args(argv)
     device = start(arguments)
 
     with tempfile.TemporaryDirectory() as folder:
         render(Path(folder), arguments.classes, arguments.images, arguments.width, arguments.seed)
-        sampler = EpisodeSampler(
-            [load_domain(f"folder:{folder}")],
-            "all",
-            arguments.ways,
-            arguments.shots,
-            arguments.queries,
-            seed=arguments.seed,
-            transform=ImageTransform((arguments.image_size, arguments.image_size)),
-            augment=True,
+        domain = load_domain(f"folder:{folder}")
+        cached, plain = (
+            EpisodeSampler(
+                [domain],
+                "all",
+                arguments.ways,
+                arguments.shots,
+                arguments.queries,
+                seed=arguments.seed,
+                transform=ImageTransform((arguments.image_size, arguments.image_size)),
+                augment=True,
+                cache=cache,
+            )
+            for cache in (ImageCache(arguments.cache), None)
         )
-        loaded = batches(sampler, range(sys.maxsize), size=1, workers=arguments.workers, device=device)
-        read = (sampler[number].to(device) for number in itertools.count())
+        loaded = batches(cached, range(sys.maxsize), size=1, workers=arguments.workers, device=device)
+        read = (plain[number].to(device) for number in itertools.count())
         ahead = PREFETCHED * arguments.workers  # what the other processes load while they are not waited for
 
         def take(episodes: Iterator[object]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from smat_peft.episodes.domain import Domain
 from smat_peft.episodes.folders import FORMATS, ImageFiles, read_image
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
-from smat_peft.few_shot.adaptation import device_of
+from smat_peft.few_shot.backbone import device_of
 from smat_peft.tuner.tasks import features
 
 

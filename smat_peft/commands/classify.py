@@ -30,7 +30,7 @@ from smat_peft.episodes.folders import FORMATS, read_image, sub_folders
 from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.evaluation.statistics import proportion_interval
 from smat_peft.evaluation.tables import render_table
-from smat_peft.few_shot.adaptation import DEFAULT_BATCH_SIZE
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
 from smat_peft.few_shot.classifier import FewShotClassifier
 
 

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from smat_peft.episodes.episode import Episode
 from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.experts.router import even_weights
-from smat_peft.few_shot.adaptation import (
-    DEFAULT_BATCH_SIZE,
-    ExpertMix,
-    classify_episode,
-    merge_experts,
-    route_support,
-)
+from smat_peft.few_shot.adaptation import classify_episode
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
+from smat_peft.few_shot.mixing import ExpertMix, merge_experts, route_support
 from smat_peft.tuner.tasks import adapter_config, has_experts
 
 BACKBONE = "backbone"

@@ -1,47 +1,38 @@
-"""From a support set to what classifies its queries: task weights and class prototypes, without a gradient step."""
+"""From a support set to what classifies its queries: a task's weights and class prototypes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smat_peft.experts.prototypes import class_means, cosine_logits
-from smat_peft.experts.router import ExpertWeights
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, batched_features, feature_of, running_with
+from smat_peft.few_shot.fine_tuning import Adaptation, fine_tune
+from smat_peft.few_shot.mixing import ExpertMix, mix_experts
 from smat_peft.tuner import tasks
 
-DEFAULT_BATCH_SIZE = 64
-
-
-@dataclass(frozen=True)
-class MergedExperts:
-    """Experts mixed by `expert_weights` `[M]` and merged into `weights`; both are empty for the untouched backbone."""
-
-    expert_weights: Float[Tensor, " M"] | None
-    weights: Mapping[str, Tensor]
-
-
-ExpertMix = Literal["routed", "none"] | Tensor | MergedExperts
+PROTOTYPE = Adaptation("prototype")
 
 
 @dataclass(frozen=True)
 class AdaptedTask:
-    """All that is needed, beside the model, to classify a task's queries.
+    """All that is needed, beside the backbone, to classify a task's queries.
 
     Attributes:
         prototypes: Class means of the support's features under the task's weights, `[C, D]`.
         weights: The task's weights by the base model's parameter names; empty for the backbone's own.
         expert_weights: How the experts were mixed, `[M]`; `None` where there are none or none was used.
+        feature: Which feature of the backbone the prototypes are made of.
     """
 
     prototypes: Float[Tensor, "C D"]
     weights: Mapping[str, Tensor]
     expert_weights: Float[Tensor, " M"] | None = None
+    feature: str = "auto"
 
 
 def adapt_to_support(
@@ -50,64 +41,27 @@ def adapt_to_support(
     labels: Int[Tensor, " N"],
     *,
     experts: ExpertMix = "routed",
+    adaptation: Adaptation = PROTOTYPE,
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> AdaptedTask:
-    """Mix the experts for a support set, merge once, and take the prototypes under the merged weights (METHOD 6).
+    """Mix the experts for a support set, merge once, fine-tune if asked to, and take the prototypes (METHOD 6, 11).
 
     Args:
         model: A backbone, with or without experts. It comes back as it was: same task, same mode, same weights.
         support: Pixels, on any device.
         labels: `0..C-1`, each at least once.
-        experts: `"routed"` by the support's frozen features, `"none"` for the untouched backbone, or the weights `[M]`
-            themselves, merged already or not. A backbone without experts is used as it is.
+        experts: How to mix the experts.
+        adaptation: What to do after that; by default no gradient step is made.
         batch_size: Images that go through the backbone at a time.
     """
-    with torch.no_grad(), tasks.evaluation_mode(model):
-        merged = _merged(model, support, labels, experts, batch_size)
-        features = _features(model, support, merged.weights, batch_size)
-        prototypes = class_means(features, labels.to(features.device))
-    return AdaptedTask(prototypes, merged.weights, merged.expert_weights)
-
-
-def classify_episode(
-    model: nn.Module,
-    support: Float[Tensor, "N 3 H W"],
-    labels: Int[Tensor, " N"],
-    queries: Float[Tensor, "Q 3 H W"],
-    *,
-    experts: ExpertMix = "routed",
-    batch_size: int = DEFAULT_BATCH_SIZE,
-) -> tuple[Float[Tensor, "Q C"], Float[Tensor, " M"] | None]:
-    """[`adapt_to_support`] and [`classify_queries`] in one: support and queries go through the backbone together.
-
-    Returns:
-        The queries' logits, and how the experts were mixed.
-    """
-    with torch.no_grad(), tasks.evaluation_mode(model):
-        merged = _merged(model, support, labels, experts, batch_size)
-        features = _features(model, torch.cat([support, queries]), merged.weights, batch_size)
-        prototypes = class_means(features[: len(support)], labels.to(features.device))
-        return cosine_logits(features[len(support) :], prototypes), merged.expert_weights
-
-
-def merge_experts(model: nn.Module, expert_weights: Float[Tensor, " M"]) -> MergedExperts:
-    """A model's weights with its experts mixed by `expert_weights`, with evaluation gates and without gradient."""
-    expert_weights = expert_weights.to(device_of(model))
-    with torch.no_grad():
-        return MergedExperts(expert_weights, tasks.interpolate(model, expert_weights, training=False))
-
-
-def route_support(
-    model: nn.Module,
-    support: Float[Tensor, "N 3 H W"],
-    labels: Int[Tensor, " N"],
-    *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-) -> ExpertWeights:
-    """What the router says of a support set, by its frozen features (METHOD 3)."""
-    with torch.no_grad(), tasks.evaluation_mode(model):
-        frozen = _features(model, support, {}, batch_size)
-        return tasks.route(model, class_means(frozen, labels.to(frozen.device)))
+    with torch.inference_mode(False), torch.no_grad(), tasks.evaluation_mode(model):
+        support = support.clone() if support.is_inference() else support
+        merged = mix_experts(model, support, labels, experts, batch_size=batch_size)
+        weights, feature = dict(merged.weights), feature_of(model)
+        if adaptation.takes_steps:
+            weights |= fine_tune(model, weights, support, labels, adaptation, feature=feature, batch_size=batch_size)
+        features = _features(model, support, weights, feature, batch_size)
+        return AdaptedTask(class_means(features, labels.to(features.device)), weights, merged.expert_weights, feature)
 
 
 def classify_queries(
@@ -119,32 +73,35 @@ def classify_queries(
 ) -> Float[Tensor, "N C"]:
     """Cosine logits of queries for the classes of an adapted task (METHOD 5). The model comes back as it was."""
     with torch.no_grad(), tasks.evaluation_mode(model):
-        return cosine_logits(_features(model, queries, task.weights, batch_size), task.prototypes)
+        return cosine_logits(_features(model, queries, task.weights, task.feature, batch_size), task.prototypes)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's parameters are."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+def classify_episode(
+    model: nn.Module,
+    support: Float[Tensor, "N 3 H W"],
+    labels: Int[Tensor, " N"],
+    queries: Float[Tensor, "Q 3 H W"],
+    *,
+    experts: ExpertMix = "routed",
+    adaptation: Adaptation = PROTOTYPE,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> tuple[Float[Tensor, "Q C"], Float[Tensor, " M"] | None]:
+    """[`adapt_to_support`] and [`classify_queries`] in one; without fine-tuning both go through the backbone together.
+
+    Returns:
+        The queries' logits, and how the experts were mixed.
+    """
+    if adaptation.takes_steps:
+        task = adapt_to_support(model, support, labels, experts=experts, adaptation=adaptation, batch_size=batch_size)
+        return classify_queries(model, task, queries, batch_size=batch_size), task.expert_weights
+    with torch.no_grad(), tasks.evaluation_mode(model):
+        merged = mix_experts(model, support, labels, experts, batch_size=batch_size)
+        images = torch.cat([support, queries])
+        features = _features(model, images, merged.weights, feature_of(model), batch_size)
+        prototypes = class_means(features[: len(support)], labels.to(features.device))
+        return cosine_logits(features[len(support) :], prototypes), merged.expert_weights
 
 
-def _merged(model: nn.Module, support: Tensor, labels: Tensor, experts: ExpertMix, batch_size: int) -> MergedExperts:
-    if isinstance(experts, MergedExperts):
-        return experts
-    if not tasks.has_experts(model) or (isinstance(experts, str) and experts == "none"):
-        return MergedExperts(None, {})
-    if isinstance(experts, str):
-        experts = route_support(model, support, labels, batch_size=batch_size).weights
-    return merge_experts(model, experts)
-
-
-def _features(model: nn.Module, images: Tensor, weights: Mapping[str, Tensor], batch_size: int) -> Tensor:
-    device = device_of(model)
-    with _running_with(model, weights):
-        features = torch.cat([tasks.features(model, batch.to(device)) for batch in images.split(batch_size)])
-    return features.to(
-        torch.promote_types(features.dtype, torch.float32)
-    )  # a mean of half-precision features is coarse
-
-
-def _running_with(model: nn.Module, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-    return tasks.task(model, weights) if tasks.has_experts(model) else nullcontext()
+def _features(model: nn.Module, images: Tensor, weights: Mapping[str, Tensor], feature: str, batch_size: int) -> Tensor:
+    with running_with(model, weights):
+        return batched_features(model, images, feature, batch_size)

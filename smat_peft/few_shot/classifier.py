@@ -16,7 +16,8 @@ from torch import nn
 
 from smat_peft.episodes.images import ImageTransform, load_image_transform
 from smat_peft.errors import ConfigurationError, DataError
-from smat_peft.few_shot.adaptation import DEFAULT_BATCH_SIZE, adapt_to_support, classify_queries, device_of
+from smat_peft.few_shot.adaptation import adapt_to_support, classify_queries
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, device_of
 from smat_peft.few_shot.inputs import check_images, encode_labels, pixel_batches
 from smat_peft.few_shot.loading import load_model
 

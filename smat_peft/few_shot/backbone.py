@@ -1,0 +1,133 @@
+"""The backbone below a model's adapters: its parameters by name, a run with other weights, a copy to fine-tune."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from smat_peft.errors import ConfigurationError
+from smat_peft.tuner import tasks
+from smat_peft.tuner.features import extract_features
+from smat_peft.tuner.layer import SMATLayer
+from smat_peft.tuner.routing import SMATRouter
+from smat_peft.tuner.shadow import shadow, unshadow
+from smat_peft.tuner.side import SMATSide
+from smat_peft.tuner.targets import base_modules, own_parameters, owner_of
+
+DEFAULT_BATCH_SIZE = 64
+
+
+class Place(NamedTuple):
+    """Where a parameter is: the module that owns it, and its name there."""
+
+    owner: nn.Module
+    attribute: str
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter itself."""
+        parameter: nn.Parameter = self.owner._parameters[self.attribute]  # type: ignore[assignment]
+        return parameter
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def feature_of(model: nn.Module) -> str:
+    """Which feature of the backbone the model's adapter is for; `"auto"` where it has no experts."""
+    return tasks.adapter_config(model).feature if tasks.has_experts(model) else "auto"
+
+
+def base_parameters(model: nn.Module) -> dict[str, Place]:
+    """The floating-point parameters of a model without its adapters, by their names there; tied ones at every name."""
+    places = {}
+    for path, module in base_modules(_root(model)):
+        trained_whole = isinstance(module, ModulesToSaveWrapper)
+        owners = _active(module).named_modules() if trained_whole else [("", owner_of(module))]
+        for below, owner in owners:
+            for name in own_parameters(owner):
+                places[".".join(filter(None, (path, below, name)))] = Place(owner, name)
+    return places
+
+
+@contextmanager
+def running_with(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run a model's backbone with other weights; parameters that are not named keep their pre-trained values.
+
+    Raises:
+        ConfigurationError: The backbone has no parameter of that name.
+    """
+    places = base_parameters(model) if weights else {}
+    unknown = sorted(set(weights) - set(places))
+    if unknown:
+        raise ConfigurationError(f"the backbone has no parameter {unknown[0]!r}; the weights belong to another one")
+    before = []
+    with tasks.task(model, {}) if tasks.has_experts(model) else nullcontext():
+        try:
+            for name, tensor in weights.items():
+                owner, attribute = places[name]
+                before.append((owner, shadow(owner, {attribute: tensor})))
+            yield
+        finally:
+            for owner, hidden in reversed(before):
+                unshadow(owner, hidden)
+
+
+def batched_features(
+    model: nn.Module, images: Float[Tensor, "N 3 H W"], feature: str, batch_size: int
+) -> Float[Tensor, "N D"]:
+    """Features of images with the weights in force, so many images at a time, on the model's device."""
+    root, device = _root(model), device_of(model)
+    batches = [extract_features(root, batch.to(device), feature) for batch in images.split(batch_size)]
+    features = torch.cat(batches)
+    return features.to(torch.promote_types(features.dtype, torch.float32))  # a mean of half-precision ones is coarse
+
+
+def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The backbone with other weights as a module of its own, without experts, frozen, in evaluation mode.
+
+    Its tensors share the memory of the model's and of `weights`: they are to be replaced, never written to.
+    """
+    root = _root(model)
+    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in root.buffers()}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in root.parameters()}
+    with tasks.task(model, {}) if tasks.has_experts(model) else nullcontext():  # no other task's weights are copied
+        plain: nn.Module = copy.deepcopy(root, shared)
+    for path, module in list(plain.named_modules()):
+        if isinstance(module, SMATSide):
+            module.detach_from_owner()
+        elif isinstance(module, SMATLayer):
+            plain.set_submodule(path, module.get_base_layer())
+        elif isinstance(module, SMATRouter):
+            delattr(plain, SMATRouter.CHILD)
+        elif isinstance(module, ModulesToSaveWrapper):
+            plain.set_submodule(path, _active(module))
+    if tasks.has_experts(model):
+        vars(plain).pop("peft_config", None)  # or PEFT would take LoRA for one adapter more
+    places = base_parameters(plain)
+    for name, tensor in weights.items():
+        places[name].parameter.data = tensor
+    return plain.eval()
+
+
+def _root(model: nn.Module) -> nn.Module:
+    """The model that SMAT layers were put into; one without any as it is."""
+    layers = tasks.smat_layers(model)
+    root: nn.Module = layers[0].state.root if layers else model
+    return root
+
+
+def _active(wrapper: ModulesToSaveWrapper) -> nn.Module:
+    """What the active adapter trained whole in place of a module, or the module where it did not."""
+    copies, active = wrapper.modules_to_save, wrapper.active_adapters[0]
+    module: nn.Module = copies[active] if active in copies else wrapper.original_module  # noqa: SIM401 - no .get
+    return module

@@ -93,14 +93,14 @@ def batched_features(
 
 
 def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The backbone with other weights as a module of its own, without experts, frozen, in evaluation mode.
+    """The backbone with other weights as a module of its own, without experts, frozen, in the same mode.
 
     Its tensors share the memory of the model's and of `weights`: they are to be replaced, never written to.
     """
     root = _root(model)
     shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in root.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in root.parameters()}
-    with tasks.task(model, {}) if tasks.has_experts(model) else nullcontext():  # no other task's weights are copied
+    with tasks.task(model, {}) if tasks.has_experts(model) else nullcontext():  # another task's weights are not copied
         plain: nn.Module = copy.deepcopy(root, shared)
     for path, module in list(plain.named_modules()):
         if isinstance(module, SMATSide):
@@ -116,7 +116,7 @@ def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     places = base_parameters(plain)
     for name, tensor in weights.items():
         places[name].parameter.data = tensor
-    return plain.eval()
+    return plain
 
 
 def _root(model: nn.Module) -> nn.Module:

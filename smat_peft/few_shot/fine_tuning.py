@@ -22,7 +22,6 @@ from smat_peft.tuner.features import extract_features
 
 KINDS = ("prototype", "full", "lora")
 
-LORA_RATE_FACTOR = 10  # LoRA's rates are ten times those of full fine-tuning, METHOD 11c
 BETAS = (0.9, 0.999)  # METHOD 11b
 WEIGHT_DECAY = 1e-2  # METHOD 11b
 

@@ -28,7 +28,7 @@ def inject_lora(backbone: nn.Module, dropout: float = DROPOUT) -> None:
     Its first B is 0, which changes nothing; A is drawn from torch's global generator.
 
     Args:
-        backbone: Changed in place. Its own modes are kept; LoRA's dropout is in training mode.
+        backbone: Changed in place. Its modes are kept; LoRA's own modules are in training mode, as all new ones.
         dropout: Of LoRA's input.
 
     Raises:
@@ -48,8 +48,6 @@ def inject_lora(backbone: nn.Module, dropout: float = DROPOUT) -> None:
         )
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=targets, bias="none")
     inject_adapter_in_model(config, backbone, _ADAPTER)
-    for _, layer in _lora_layers(backbone):
-        layer.lora_dropout.train()
 
 
 def merged_lora(backbone: nn.Module) -> dict[str, Tensor]:

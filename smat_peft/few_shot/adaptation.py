@@ -72,8 +72,19 @@ def classify_queries(
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> Float[Tensor, "N C"]:
     """Cosine logits of queries for the classes of an adapted task (METHOD 5). The model comes back as it was."""
+    return cosine_logits(task_features(model, task, queries, batch_size=batch_size), task.prototypes)
+
+
+def task_features(
+    model: nn.Module,
+    task: AdaptedTask,
+    images: Float[Tensor, "N 3 H W"],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> Float[Tensor, "N D"]:
+    """Features of images under the weights of an adapted task. The model comes back as it was."""
     with torch.no_grad(), tasks.evaluation_mode(model):
-        return cosine_logits(_features(model, queries, task.weights, task.feature, batch_size), task.prototypes)
+        return _features(model, images, task.weights, task.feature, batch_size)
 
 
 def classify_episode(

@@ -37,9 +37,26 @@ class Place(NamedTuple):
         return parameter
 
 
+def root_of(model: nn.Module) -> nn.Module:
+    """The model that SMAT layers were put into; one without any as it is."""
+    layers = tasks.smat_layers(model)
+    root: nn.Module = layers[0].state.root if layers else model
+    return root
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's parameters are."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """The model itself where it is there already or no device is named, else a copy there."""
+    if device is None:
+        return model
+    wanted, present = torch.device(device), device_of(model)
+    if wanted.type == present.type and wanted.index in (None, present.index):
+        return model
+    return copy.deepcopy(model).to(wanted)
 
 
 def feature_of(model: nn.Module) -> str:
@@ -50,7 +67,7 @@ def feature_of(model: nn.Module) -> str:
 def base_parameters(model: nn.Module) -> dict[str, Place]:
     """The floating-point parameters of a model without its adapters, by their names there; tied ones at every name."""
     places = {}
-    for path, module in base_modules(_root(model)):
+    for path, module in base_modules(root_of(model)):
         trained_whole = isinstance(module, ModulesToSaveWrapper)
         owners = _active(module).named_modules() if trained_whole else [("", owner_of(module))]
         for below, owner in owners:
@@ -86,7 +103,7 @@ def batched_features(
     model: nn.Module, images: Float[Tensor, "N 3 H W"], feature: str, batch_size: int
 ) -> Float[Tensor, "N D"]:
     """Features of images with the weights in force, so many images at a time, on the model's device."""
-    root, device = _root(model), device_of(model)
+    root, device = root_of(model), device_of(model)
     batches = [extract_features(root, batch.to(device), feature) for batch in images.split(batch_size)]
     features = torch.cat(batches)
     return features.to(torch.promote_types(features.dtype, torch.float32))  # a mean of half-precision ones is coarse
@@ -97,7 +114,7 @@ def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
     Its tensors share the memory of the model's and of `weights`: they are to be replaced, never written to.
     """
-    root = _root(model)
+    root = root_of(model)
     shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in root.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in root.parameters()}
     with tasks.task(model, {}) if tasks.has_experts(model) else nullcontext():  # another task's weights are not copied
@@ -117,13 +134,6 @@ def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     for name, tensor in weights.items():
         places[name].parameter.data = tensor
     return plain
-
-
-def _root(model: nn.Module) -> nn.Module:
-    """The model that SMAT layers were put into; one without any as it is."""
-    layers = tasks.smat_layers(model)
-    root: nn.Module = layers[0].state.root if layers else model
-    return root
 
 
 def _active(wrapper: ModulesToSaveWrapper) -> nn.Module:

@@ -2,47 +2,67 @@
 
 from __future__ import annotations
 
-import copy
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from smat_peft.episodes.images import ImageTransform, load_image_transform
-from smat_peft.errors import ConfigurationError, DataError
+from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.few_shot.adaptation import adapt_to_support, classify_queries
-from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, device_of
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, on_device
+from smat_peft.few_shot.fine_tuning import Adaptation
 from smat_peft.few_shot.inputs import check_images, encode_labels, pixel_batches
+from smat_peft.few_shot.learning_rate import choose_learning_rate
 from smat_peft.few_shot.loading import load_model
+from smat_peft.few_shot.saving import SavedClassifier, read_classifier, write_classifier
+
+NONE_OF_THESE = "none of these"  # what `predict` answers below `reject_below` where classes are strings
+NONE_OF_THESE_NUMBER = -1  # and where they are numbers
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """Classify images by a few labelled examples of each class, without a gradient step (METHOD 6 and 11a).
+    """Classify images by a few labelled examples of each class (METHOD 6 and 11).
 
-    A model with experts is adapted to the examples: the experts are mixed and merged once, and the merged weights are
-    kept with the classifier. Any other model is used as it is. The model itself never changes, so several classifiers
-    can share one.
+    A model with experts is adapted to the examples: the experts are mixed and merged once, the merged weights are
+    fine-tuned if `adaptation` says so, and are kept with the classifier. The model itself never changes, so several
+    classifiers can share one; scikit-learn's `clone` shares it, too.
 
     Args:
         model (`nn.Module`): A backbone from transformers, or one with a PEFT adapter, or any module that maps pixels
             `[N, 3, H, W]` to features.
         image_processor (*optional*): The model's image processor, or an `ImageTransform`. Not needed where images are
             given as pixels.
+        adaptation (`str`, *optional*, defaults to `"prototype"`): `"prototype"`: no gradient step; `"full"` or
+            `"lora"`: fine-tune all weights, or LoRA on attention, on the examples.
+        steps (`int`, *optional*, defaults to 50): Steps of fine-tuning.
+        learning_rate (`float` or `"auto"`, *optional*, defaults to `"auto"`): Of fine-tuning. `"auto"` tries a few
+            rates on examples that are left out in turn, and says first how long that takes; not fine-tuning at all is
+            one of its choices.
+        augment (`bool`, *optional*, defaults to `True`): Fine-tune on images changed at random (DiffAugment). It
+            mirrors images: turn it off where left and right matter, as in writing.
         batch_size (`int`, *optional*, defaults to 64): Images that go through the backbone at a time.
         device (`str` or `torch.device`, *optional*): Where to compute; where the model is, by default. A model that is
             elsewhere is copied there.
+        seed (`int`, *optional*, defaults to 0): Of what fine-tuning draws.
+        verbose (`bool`, *optional*, defaults to `True`): Say on stderr how long choosing a learning rate will take.
 
     Attributes:
         classes_ (`ndarray`): The class names, sorted; columns of `predict_proba` are in this order.
+        learning_rate_ (`float`): The rate of fine-tuning; 0 where there was none.
         task_ (`AdaptedTask`): The examples' prototypes, task weights and expert weights.
         model_ (`nn.Module`): `model`, or its copy on `device`.
         transform_ (`ImageTransform`): What makes pixels of images.
+        image_size_ (`tuple[int, int]`): Height and width of the pixels.
 
     Example:
         >>> classifier = FewShotClassifier.from_pretrained("facebook/dino-vits16")  # doctest: +SKIP
@@ -56,13 +76,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         model: nn.Module,
         image_processor: Any = None,
         *,
+        adaptation: str = "prototype",
+        steps: int = 50,
+        learning_rate: float | Literal["auto"] = "auto",
+        augment: bool = True,
         batch_size: int = DEFAULT_BATCH_SIZE,
         device: str | torch.device | None = None,
+        seed: int = 0,
+        verbose: bool = True,
     ) -> None:
         self.model = model
         self.image_processor = image_processor
+        self.adaptation = adaptation
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.augment = augment
         self.batch_size = batch_size
         self.device = device
+        self.seed = seed
+        self.verbose = verbose
 
     @classmethod
     def from_pretrained(
@@ -71,17 +103,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         adapter: str | Path | None = None,
         *,
         image_size: int | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
         device: str | torch.device | None = None,
+        **settings: Any,
     ) -> FewShotClassifier:
-        """A classifier from the Hub or from folders.
+        """A classifier, not yet fitted, from the Hub or from folders.
 
         Args:
             backbone: A vision model that transformers' `AutoModel` loads; its image processor comes with it.
             adapter: A PEFT adapter for that backbone.
             image_size: Height and width of images in place of the image processor's.
-            batch_size: Images that go through the backbone at a time.
             device: Where to compute; the model is loaded there.
+            settings: The class's other arguments.
 
         Raises:
             CheckpointError: The backbone or the adapter cannot be loaded.
@@ -89,41 +121,72 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         model = load_model(backbone, adapter)
         transform = load_image_transform(backbone, image_size)
-        return cls(model if device is None else model.to(device), transform, batch_size=batch_size, device=device)
+        return cls(model if device is None else model.to(device), transform, device=device, **settings)
 
-    def fit(self, images: Any, labels: Any) -> FewShotClassifier:
+    def fit(self, images: Any, y: Any) -> FewShotClassifier:
         """Take the examples.
 
         Args:
-            images: PIL images or paths, or pixels `[N, 3, H, W]` as the image processor makes them.
-            labels: A string or an integer for each image; at least two classes, at least one image of each.
+            images: A list of PIL images, paths or uint8 arrays `[H, W, 3]`, one uint8 array `[N, H, W, 3]`, or pixels
+                `[N, 3, H, W]` as the image processor makes them.
+            y: A string or an integer for each image; at least two classes, at least one image of each.
 
         Raises:
             DataError: The images or labels cannot be used; the message says which.
+            ConfigurationError: A setting is out of range, or the learning rate so high that fine-tuning diverged.
         """
         if self.batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {self.batch_size}")
+        automatic = isinstance(self.learning_rate, str)
+        if automatic and self.learning_rate != "auto":
+            raise ConfigurationError(f"learning_rate must be a number or 'auto', got {self.learning_rate!r}")
+        rate = 0.0 if automatic else float(self.learning_rate)
+        adaptation = Adaptation(self.adaptation, self.steps, rate, self.augment, seed=self.seed)
         transform = _as_transform(self.image_processor)
-        check_images(images, transform)
-        classes, codes = encode_labels(labels)
-        if len(images) != len(codes):
-            raise DataError(f"there are {len(images)} images but {len(codes)} labels")
-        pixels = torch.cat(list(pixel_batches(images, transform, self.batch_size)))
-        model = _on_device(self.model, self.device)
-        self.task_ = adapt_to_support(model, pixels, codes, batch_size=self.batch_size)
-        self.classes_, self.model_, self.transform_ = classes, model, transform
+        checked = check_images(images, transform)
+        classes, codes = encode_labels(y)
+        if len(checked) != len(codes):
+            raise DataError(f"there are {len(checked)} images but {len(codes)} labels")
+        pixels = torch.cat(list(pixel_batches(checked, transform, self.batch_size)))
+        model = on_device(self.model, self.device)
+        if automatic and self.adaptation != "prototype":
+            rate = choose_learning_rate(
+                model, pixels, codes, adaptation, batch_size=self.batch_size, tell=_say if self.verbose else None
+            )
+            adaptation = replace(adaptation, learning_rate=rate)
+        task = adapt_to_support(model, pixels, codes, adaptation=adaptation, batch_size=self.batch_size)
+        if not torch.isfinite(task.prototypes).all():
+            raise ConfigurationError(
+                f"the features are not finite: a learning_rate of {rate:g} is too high, or the pixels are not finite"
+            )
+        self.classes_, self.task_, self.model_, self.transform_ = classes, task, model, transform
+        self.learning_rate_ = rate if adaptation.takes_steps else 0.0
+        self.image_size_ = (pixels.shape[2], pixels.shape[3])
         return self
 
-    def predict(self, images: Any) -> NDArray[Any]:
+    def predict(self, images: Any, reject_below: float | None = None) -> NDArray[Any]:
         """The most probable class of each image, `[N]`.
+
+        Args:
+            images: As for [`fit`].
+            reject_below: Where the most probable class is less probable than this, the answer is `"none of these"`, or
+                -1 where classes are numbers. Probabilities are not calibrated: choose it on images of your own.
 
         Raises:
             DataError: The images cannot be used.
+            ConfigurationError: `reject_below` is no probability, or the answer for it is the name of a class.
             sklearn.exceptions.NotFittedError: `fit` was not called before.
         """
-        most_probable = self.predict_proba(images).argmax(axis=1)
-        predicted: NDArray[Any] = self.classes_[most_probable]
-        return predicted
+        check_is_fitted(self)
+        if reject_below is None:
+            return self._most_probable(self.predict_proba(images))
+        if not 0 <= reject_below <= 1:
+            raise ConfigurationError(f"reject_below must be a probability, got {reject_below}")
+        rejected = NONE_OF_THESE if self.classes_.dtype.kind == "U" else NONE_OF_THESE_NUMBER
+        if rejected in self.classes_.tolist():
+            raise ConfigurationError(f"{rejected!r} is the name of a class; rename it to use reject_below")
+        probabilities = self.predict_proba(images)
+        return np.where(probabilities.max(1) < reject_below, rejected, self._most_probable(probabilities))
 
     def predict_proba(self, images: Any) -> Float[NDArray[np.float64], "N C"]:
         """Probabilities `[N, C]` of the classes, in the order of `classes_`: softmax of cosine logits (METHOD 5).
@@ -142,6 +205,58 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         probabilities: NDArray[np.float64] = torch.cat(logits).double().softmax(-1).cpu().numpy()
         return probabilities
 
+    def save(self, folder: str | Path) -> None:
+        """Save a fitted classifier, without its backbone: see [`smat_peft.few_shot.saving`].
+
+        Raises:
+            CheckpointError: The folder cannot be written to.
+            sklearn.exceptions.NotFittedError: `fit` was not called before.
+        """
+        check_is_fitted(self)
+        left_out = ("model", "image_processor", "device")
+        settings = {name: value for name, value in self.get_params(deep=False).items() if name not in left_out}
+        saved = SavedClassifier(
+            self.classes_, self.task_, self.learning_rate_, self.transform_, self.image_size_, settings
+        )
+        write_classifier(Path(folder), saved, self.model_)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, model: nn.Module | None = None, *, device: str | torch.device | None = None
+    ) -> FewShotClassifier:
+        """A fitted classifier that [`save`] wrote; it gives the same probabilities.
+
+        Args:
+            folder: Where it is.
+            model: Its backbone; loaded by the name it was loaded by before where not given. No adapter is needed: the
+                weights that came of it are in the folder. (To fit such a classifier anew, give the adapted model.)
+            device: Where to compute.
+
+        Raises:
+            CheckpointError: The folder is damaged, or the backbone is another one.
+        """
+        saved, backbone = read_classifier(Path(folder), model, device)
+        try:
+            classifier = cls(backbone, saved.transform, device=device, **saved.settings)
+        except TypeError as error:  # a setting that this version does not have
+            raise CheckpointError(f"{folder} holds no whole classifier: {error}") from error
+        classifier.classes_, classifier.task_, classifier.model_ = saved.classes, saved.task, backbone
+        classifier.transform_, classifier.image_size_ = saved.transform, saved.image_size
+        classifier.learning_rate_ = saved.learning_rate
+        return classifier
+
+    def _most_probable(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
+        predicted: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
+        return predicted
+
+    def __sklearn_clone__(self) -> FewShotClassifier:
+        return type(self)(**self.get_params(deep=False))  # the model is never changed and need not be copied
+
+    def __sklearn_tags__(self) -> Tags:
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        return tags
+
 
 def _as_transform(image_processor: Any) -> ImageTransform | None:
     if image_processor is None or isinstance(image_processor, ImageTransform):
@@ -149,10 +264,5 @@ def _as_transform(image_processor: Any) -> ImageTransform | None:
     return ImageTransform.from_processor(image_processor)
 
 
-def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
-    if device is None:
-        return model
-    wanted, present = torch.device(device), device_of(model)
-    if wanted.type == present.type and wanted.index in (None, present.index):
-        return model
-    return copy.deepcopy(model).to(wanted)
+def _say(seconds: float) -> None:
+    print(f"choosing the learning rate takes about {seconds:.0f} s", file=sys.stderr)

@@ -119,6 +119,8 @@ def _descend(
     backbone: nn.Module, support: Tensor, labels: Tensor, adaptation: Adaptation, feature: str, batch_size: int
 ) -> None:
     trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ConfigurationError(f"{type(backbone).__name__} has no parameters to fine-tune; choose 'prototype'")
     optimizer = AdamW(trained, lr=adaptation.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
     augment: Callable[[Tensor], Tensor] = DiffAugment(adaptation.seed) if adaptation.augment else lambda images: images
     for _ in range(adaptation.steps):

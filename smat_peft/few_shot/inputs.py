@@ -19,21 +19,26 @@ from smat_peft.episodes.folders import read_image
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.errors import DataError
 
+FORMS = (
+    "a list of PIL images, paths or uint8 arrays [H, W, 3], one uint8 array [N, H, W, 3], "
+    "or a pixel tensor [N, 3, H, W]"
+)
+
 
 def pixel_batches(images: Any, transform: ImageTransform | None, batch_size: int) -> Iterator[Float[Tensor, "N 3 H W"]]:
     """Pixels of images, so many at a time, each image read when its batch is due.
 
     Args:
-        images: A sequence of PIL images and paths, or pixels `[N, 3, H, W]` that are passed on as they are.
+        images: In one of [`FORMS`]; a pixel tensor is passed on as it is.
         transform: Makes pixels of images; only a pixel tensor does without.
         batch_size: Images a batch.
 
     Raises:
         DataError: The images have another form, there are none, or a file cannot be read.
     """
-    check_images(images, transform)
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+    checked = check_images(images, transform)
+    for start in range(0, len(checked), batch_size):
+        batch = checked[start : start + batch_size]
         if isinstance(batch, Tensor):
             yield batch
         else:
@@ -41,22 +46,33 @@ def pixel_batches(images: Any, transform: ImageTransform | None, batch_size: int
             yield torch.stack([transform.evaluation(_open(image, start + n)) for n, image in enumerate(batch)])
 
 
-def check_images(images: Any, transform: ImageTransform | None) -> None:
-    """Raise a DataError unless these are images that [`pixel_batches`] can make pixels of."""
+def check_images(images: Any, transform: ImageTransform | None) -> Tensor | Sequence[Any]:
+    """The images as something that can be cut into parts.
+
+    Raises:
+        DataError: They are nothing that [`pixel_batches`] can make pixels of.
+    """
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise DataError(
                 f"pixels must be a floating-point tensor [N, 3, H, W], got {images.dtype} {list(images.shape)}"
             )
-    elif isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Sequence):
-        raise DataError(
-            "images must be a list of PIL images or paths, or a pixel tensor [N, 3, H, W], "
-            f"not a {type(images).__name__}"
-        )
-    elif transform is None:
-        raise DataError("without an image_processor only a pixel tensor [N, 3, H, W] can be taken; give the model's")
+    elif isinstance(images, np.ndarray) and images.ndim > 1:
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise DataError(f"an array of images must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+        images = list(images)
+    elif hasattr(images, "tolist"):  # paths in an array, or in a column of pandas
+        images = images.tolist()
+    if not isinstance(images, Tensor):
+        if isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Sequence):
+            raise DataError(f"images must be {FORMS}, not a {type(images).__name__}")
+        if transform is None:
+            raise DataError(
+                "without an image_processor only a pixel tensor [N, 3, H, W] can be taken; give the model's"
+            )
     if len(images) == 0:
         raise DataError("there are no images")
+    return images
 
 
 def encode_labels(labels: Any) -> tuple[NDArray[Any], Int[Tensor, " N"]]:
@@ -75,7 +91,7 @@ def encode_labels(labels: Any) -> tuple[NDArray[Any], Int[Tensor, " N"]]:
         raise DataError("labels are strings and numbers mixed; make all of them strings or all of them numbers")
     classes, codes = np.unique(np.array(given), return_inverse=True)
     if len(classes) < 2:
-        found = f"only the class {classes[0].item()!r}" if len(classes) else "no labels"
+        found = f"only one class, {classes[0].item()!r}" if len(classes) else "no labels"
         raise DataError(f"the support holds {found}: there is nothing to tell apart; give at least two classes")
     return classes, torch.from_numpy(codes)
 
@@ -85,4 +101,10 @@ def _open(image: Any, position: int) -> Image.Image:
         return image
     if isinstance(image, (str, os.PathLike)):
         return read_image(Path(image))
-    raise DataError(f"image {position} is a {type(image).__name__}; images must be PIL images or paths")
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise DataError(
+                f"image {position} is an array {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3]"
+            )
+        return Image.fromarray(image)
+    raise DataError(f"image {position} is a {type(image).__name__}; images must be {FORMS}")

@@ -10,7 +10,7 @@ from transformers import ViTImageProcessorPil
 
 from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.experts.prototypes import class_means, cosine_logits
-from smat_peft.few_shot import FewShotClassifier, load_model
+from smat_peft.few_shot import Adaptation, AdaptedTask, FewShotClassifier, adapt_to_support, load_model
 from smat_peft.tuner import tasks
 
 
@@ -58,6 +58,10 @@ def test_images_may_come_as_pictures_files_or_pixels(model, transform, examples,
     np.testing.assert_array_equal(classifier.predict_proba(paths), of_pictures)
     np.testing.assert_array_equal(classifier.predict_proba([str(path) for path in paths]), of_pictures)
     np.testing.assert_array_equal(classifier.predict_proba(pixels), of_pictures)
+    arrays = [np.asarray(image) for image in queries[0]]
+    np.testing.assert_array_equal(classifier.predict_proba(arrays), of_pictures)
+    np.testing.assert_array_equal(classifier.predict_proba(np.stack(arrays)), of_pictures)
+    np.testing.assert_array_equal(classifier.predict_proba(np.array(paths)), of_pictures)
 
 
 def test_an_image_processor_of_transformers_does_as_well(model, transform, examples, queries):
@@ -138,7 +142,18 @@ def test_a_model_without_experts_is_used_as_it_is(transform, examples, queries):
 def test_it_speaks_scikit_learns_protocol(model, transform, examples, queries):
     classifier = FewShotClassifier(model, transform, batch_size=7)
     assert is_classifier(classifier)
-    assert set(classifier.get_params(deep=False)) == {"model", "image_processor", "batch_size", "device"}
+    assert classifier.get_params(deep=False) == {
+        "model": model,
+        "image_processor": transform,
+        "adaptation": "prototype",
+        "steps": 50,
+        "learning_rate": "auto",
+        "augment": True,
+        "batch_size": 7,
+        "device": None,
+        "seed": 0,
+        "verbose": True,
+    }
     assert classifier.set_params(batch_size=3).batch_size == 3
     copied = clone(classifier)
     assert copied.batch_size == 3
@@ -164,8 +179,8 @@ def test_predicting_before_fitting_is_scikit_learns_error(model, transform, quer
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["a"] * 12, "only the class 'a'"),
-        (["a"] * 11, "only the class 'a'"),
+        (["a"] * 12, "only one class, 'a'"),
+        (["a"] * 11, "only one class, 'a'"),
         (["a"] * 6 + ["b"] * 5, "12 images but 11 labels"),
         (["a"] * 6 + [None] + ["b"] * 5, "label 6 is missing"),
         ([1.0] * 6 + [float("nan")] + [2.0] * 5, "label 6 is missing"),
@@ -184,7 +199,11 @@ def test_labels_that_cannot_be_used_are_named(make_vit, transform, examples, lab
     [
         ([], "no images"),
         ("photo.jpg", "must be a list"),
-        (np.zeros((12, 16, 16, 3), np.uint8), "not a ndarray"),
+        ({"a": 1}, "not a dict"),
+        (np.zeros((12, 16, 16, 3)), r"uint8 \[N, H, W, 3\], got float64 \[12, 16, 16, 3\]"),
+        (np.zeros((12, 3, 16, 16), np.uint8), r"uint8 \[N, H, W, 3\], got uint8 \[12, 3, 16, 16\]"),
+        (np.zeros((16, 16, 3), np.uint8), r"uint8 \[N, H, W, 3\], got uint8 \[16, 16, 3\]"),
+        ([np.zeros((16, 16), np.uint8)] * 12, r"image 0 is an array uint8 \[16, 16\]"),
         (torch.zeros(12, 16, 16, 3), r"\[N, 3, H, W\].*\[12, 16, 16, 3\]"),
         (torch.zeros(12, 3, 16, 16, dtype=torch.uint8), "floating-point"),
         ([3] * 12, "image 0 is a int"),
@@ -218,12 +237,113 @@ def test_a_batch_size_below_one_is_an_error(make_vit, transform, examples):
 
 
 def test_a_classifier_for_another_device_leaves_the_model_where_it_is(make_vit, examples, monkeypatch):
-    monkeypatch.setattr("smat_peft.few_shot.classifier.adapt_to_support", lambda *_, **__: None)
+    task = AdaptedTask(torch.zeros(3, 16), {})
+    monkeypatch.setattr("smat_peft.few_shot.classifier.adapt_to_support", lambda *_, **__: task)
     model = make_vit()
     classifier = FewShotClassifier(model, device="meta").fit(torch.zeros(12, 3, 16, 16), examples[1])
     assert next(classifier.model_.parameters()).device.type == "meta"
     assert next(model.parameters()).device.type == "cpu"
     assert FewShotClassifier(model, device="cpu").fit(torch.zeros(12, 3, 16, 16), examples[1]).model_ is model
+
+
+@pytest.mark.parametrize("adaptation", ["full", "lora"])
+def test_fine_tuning_is_a_setting(smat_vit, transform, examples, queries, adaptation):
+    settings = {"adaptation": adaptation, "steps": 3, "learning_rate": 1e-3, "seed": 1}
+    classifier = FewShotClassifier(smat_vit, transform, **settings).fit(*examples)
+    support = torch.stack([transform.evaluation(image) for image in examples[0]])
+    labels = torch.arange(3).repeat_interleave(4)
+    expected = adapt_to_support(smat_vit, support, labels, adaptation=Adaptation(adaptation, 3, 1e-3, seed=1))
+    torch.testing.assert_close(classifier.task_.prototypes, expected.prototypes)
+    assert classifier.learning_rate_ == 1e-3
+    assert classifier.score(*queries) == 1.0
+    unchanged = FewShotClassifier(smat_vit, transform, **settings | {"steps": 0}).fit(*examples)
+    assert unchanged.learning_rate_ == 0
+    assert not torch.equal(unchanged.task_.prototypes, expected.prototypes)
+
+
+def test_augmentation_can_be_turned_off(smat_vit, transform, examples):
+    def fitted(augment, seed):
+        classifier = FewShotClassifier(
+            smat_vit, transform, adaptation="full", steps=3, learning_rate=1e-3, augment=augment, seed=seed
+        )
+        return classifier.fit(*examples).task_.prototypes
+
+    assert not torch.equal(fitted(True, 0), fitted(True, 1))
+    assert torch.equal(fitted(False, 0), fitted(False, 1))
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_cost_of_choosing_a_learning_rate_is_told_first(
+    smat_vit, transform, examples, monkeypatch, capsys, verbose
+):
+    def choose(model, support, labels, adaptation, *, batch_size, tell):
+        if tell is not None:
+            tell(41.7)
+        return 2e-5
+
+    monkeypatch.setattr("smat_peft.few_shot.classifier.choose_learning_rate", choose)
+    classifier = FewShotClassifier(smat_vit, transform, adaptation="lora", steps=1, verbose=verbose).fit(*examples)
+    assert classifier.learning_rate_ == 2e-5
+    said = capsys.readouterr().err
+    assert said == ("choosing the learning rate takes about 42 s\n" if verbose else "")
+
+
+def test_nothing_is_chosen_or_said_without_fine_tuning(smat_vit, transform, examples, capsys):
+    FewShotClassifier(smat_vit, transform).fit(*examples)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_learning_rate_that_diverges_is_an_error(smat_vit, transform, examples):
+    classifier = FewShotClassifier(smat_vit, transform, adaptation="full", steps=20, learning_rate=1e30)
+    with pytest.raises(ConfigurationError, match=r"a learning_rate of 1e\+30 is too high"):
+        classifier.fit(*examples)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adaptation": "adapter"}, "adaptation must be prototype, full or lora, got 'adapter'"),
+        ({"learning_rate": "best"}, "a number or 'auto', got 'best'"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+        ({"steps": -1}, "steps must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_named_when_they_are_used(make_vit, transform, examples, settings, message):
+    classifier = FewShotClassifier(make_vit(), transform).set_params(**settings)
+    with pytest.raises(ConfigurationError, match=message):
+        classifier.fit(*examples)
+
+
+@pytest.mark.parametrize(
+    ("labels", "rejected"),
+    [(["ox", "ant", "bee"], "none of these"), ([3, 0, 7], -1), ([0.5, 1.5, 2.5], -1)],
+)
+def test_an_image_of_no_class_can_be_rejected(model, transform, examples, queries, labels, rejected):
+    named = [label for label in labels for _ in range(4)]
+    classifier = FewShotClassifier(model, transform).fit(examples[0], named)
+    confidence = classifier.predict_proba(queries[0]).max(1)
+    limit = float(np.median(confidence))
+    answers = classifier.predict(queries[0], reject_below=limit)
+    assert answers.dtype.kind == classifier.classes_.dtype.kind
+    expected = [rejected if p < limit else label for p, label in zip(confidence, named, strict=True)]
+    assert answers.tolist() == expected
+    assert set(answers.tolist()) > {rejected}
+    assert classifier.predict(queries[0], reject_below=0.0).tolist() == named
+    assert classifier.predict(queries[0], reject_below=1.0).tolist() == [rejected] * 12
+
+
+@pytest.mark.parametrize("name", ["none of these", -1])
+def test_a_class_with_the_name_of_a_rejection_is_an_error_only_where_it_matters(make_vit, transform, examples, name):
+    other = "a" if isinstance(name, str) else 5
+    classifier = FewShotClassifier(make_vit(), transform).fit(examples[0], [name] * 6 + [other] * 6)
+    assert set(classifier.predict(examples[0]).tolist()) == {name, other}
+    with pytest.raises(ConfigurationError, match=f"{name!r} is the name of a class"):
+        classifier.predict(examples[0], reject_below=0.5)
+
+
+def test_a_limit_that_is_no_probability_is_an_error(make_vit, transform, examples):
+    with pytest.raises(ConfigurationError, match="reject_below must be a probability, got 50"):
+        FewShotClassifier(make_vit(), transform).fit(*examples).predict(examples[0], reject_below=50.0)
 
 
 def test_half_precision_gives_nearly_the_same_probabilities(make_vit, transform, examples, queries):

@@ -109,6 +109,14 @@ def batched_features(
     return features.to(torch.promote_types(features.dtype, torch.float32))  # a mean of half-precision ones is coarse
 
 
+def frozen_features(
+    model: nn.Module, images: Float[Tensor, "N 3 H W"], *, batch_size: int = DEFAULT_BATCH_SIZE
+) -> Float[Tensor, "N D"]:
+    """Features of images under the pre-trained weights, without gradient. The model comes back as it was."""
+    with torch.no_grad(), tasks.evaluation_mode(model), running_with(model, {}):
+        return batched_features(model, images, feature_of(model), batch_size)
+
+
 def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """The backbone with other weights as a module of its own, without experts, frozen, in the same mode.
 

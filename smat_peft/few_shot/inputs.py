@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smat_peft.episodes.folders import read_image
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.errors import DataError
+from smat_peft.few_shot.image_files import open_image
 
 FORMS = (
     "a list of PIL images, paths or uint8 arrays [H, W, 3], one uint8 array [N, H, W, 3], "
@@ -100,7 +100,7 @@ def _open(image: Any, position: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image))
+        return open_image(Path(image))
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise DataError(

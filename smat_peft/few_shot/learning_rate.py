@@ -51,7 +51,7 @@ def search_learning_rate(
         tell: Is told the seconds that this will take, as measured by a few steps on the first task.
     """
     if tell is not None:
-        seconds = _seconds_of_a_step(model, episodes[0], adaptation, batch_size)
+        seconds = seconds_of_a_step(model, episodes[0], adaptation, batch_size)
         tell(seconds * adaptation.steps * (len(RATES) - 1) * len(episodes))
     rates = [rate * _factor(adaptation.kind) for rate in RATES]
     accuracy = dict.fromkeys(rates, 0.0)
@@ -117,7 +117,7 @@ def _factor(kind: str) -> int:
     return LORA_FACTOR if kind == "lora" else 1
 
 
-def _seconds_of_a_step(model: nn.Module, episode: Episode, adaptation: Adaptation, batch_size: int) -> float:
+def seconds_of_a_step(model: nn.Module, episode: Episode, adaptation: Adaptation, batch_size: int) -> float:
     started = time.perf_counter()
     few = replace(adaptation, steps=TIMED_STEPS, learning_rate=1e-9)
     adapt_to_support(

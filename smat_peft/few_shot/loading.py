@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from torch import nn
@@ -14,6 +15,7 @@ from transformers.utils import logging
 from smat_peft.assets import backbone_source
 from smat_peft.errors import CheckpointError
 from smat_peft.tuner.targets import heads_of
+from smat_peft.tuner.tasks import has_experts
 
 
 def load_backbone(name_or_path: str | Path) -> nn.Module:
@@ -39,6 +41,8 @@ def load_backbone(name_or_path: str | Path) -> nn.Module:
 def load_model(backbone: str | Path, adapter: str | Path | None = None) -> nn.Module:
     """A pre-trained backbone with a PEFT adapter on it, if one is named, in evaluation mode.
 
+    An adapter of another method than SMAT is merged into the backbone, so that it can be fine-tuned like any other.
+
     Raises:
         CheckpointError: One of them cannot be loaded, or they do not fit each other.
     """
@@ -46,7 +50,12 @@ def load_model(backbone: str | Path, adapter: str | Path | None = None) -> nn.Mo
     if adapter is None:
         return model
     with _one_line_errors(f"adapter {str(adapter)!r} on backbone {str(backbone)!r}"), _quiet_loading():
-        return PeftModel.from_pretrained(model, str(adapter)).eval()
+        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+        if has_experts(adapted):
+            return adapted
+        merged: Any = adapted.merge_and_unload()
+    merged.name_or_path = ""  # what has that name is the backbone without the adapter
+    return merged
 
 
 @contextmanager

@@ -14,10 +14,8 @@ from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights
 from smat_peft.few_shot.backbone import (
     DEFAULT_BATCH_SIZE,
-    batched_features,
     device_of,
-    feature_of,
-    running_with,
+    frozen_features,
 )
 from smat_peft.tuner import tasks
 
@@ -43,10 +41,14 @@ def route_support(
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> ExpertWeights:
     """What the router says of a support set, by its frozen features (METHOD 3)."""
+    frozen = frozen_features(model, support, batch_size=batch_size)
+    return route_prototypes(model, class_means(frozen, labels.to(frozen.device)))
+
+
+def route_prototypes(model: nn.Module, prototypes: Float[Tensor, "C D"]) -> ExpertWeights:
+    """What the router says of the class means of frozen features, without gradient or noise."""
     with torch.no_grad(), tasks.evaluation_mode(model):
-        with running_with(model, {}):
-            frozen = batched_features(model, support, feature_of(model), batch_size)
-        return tasks.route(model, class_means(frozen, labels.to(frozen.device)))
+        return tasks.route(model, prototypes)
 
 
 def merge_experts(model: nn.Module, expert_weights: Float[Tensor, " M"]) -> MergedExperts:

@@ -1,6 +1,7 @@
 """`python -m smat_peft.classify`: what it prints and writes, and one clear line where the input has to be mended."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,15 @@ def backbone(make_vit, tmp_path) -> str:
     make_vit().save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def adapter(backbone, tmp_path, capsys) -> Path:
+    torch.manual_seed(0)
+    model = get_peft_model(load_backbone(backbone), SMATConfig(num_experts=3, init_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    capsys.readouterr()
+    return tmp_path / "adapter"
 
 
 @pytest.fixture
@@ -102,14 +112,10 @@ def test_all_probabilities_go_into_a_csv_file(support, photos, backbone, tmp_pat
     assert [row["label"] for row in rows] == classifier.classes_[expected.argmax(1)].tolist()
 
 
-def test_an_adapter_is_used(support, photos, backbone, tmp_path, capsys):
-    torch.manual_seed(0)
-    adapter = get_peft_model(load_backbone(backbone), SMATConfig(num_experts=3, init_weights=False))
-    adapter.save_pretrained(tmp_path / "adapter")
-    capsys.readouterr()
+def test_an_adapter_is_used(support, photos, backbone, adapter, capsys):
     assert call(support, photos, "--model", backbone) == 0
     plain = capsys.readouterr().out
-    assert call(support, photos, "--model", backbone, "--adapter", tmp_path / "adapter") == 0
+    assert call(support, photos, "--model", backbone, "--adapter", adapter) == 0
     assert capsys.readouterr().out != plain
 
 
@@ -158,6 +164,110 @@ def test_a_class_of_unreadable_images_is_named(support, photos, backbone, capsys
 def test_folders_that_cannot_be_used_are_named(support, photos, backbone, capsys, break_input, message):
     break_input(support, photos)
     assert message in failure(capsys, support, photos, "--model", backbone)
+
+
+def test_without_queries_the_examples_label_each_other(support, backbone, tmp_path, capsys):
+    draw(support / "red", "red", 3, seed=30)
+    draw(support / "green", "green", 3, seed=31)
+    draw(support / "blue", "blue", 6, seed=32)
+    draw(support / "blue", "red", 1, seed=34)  # lies in the wrong folder
+    (support / "blue" / "red-0.png").rename(support / "blue" / "stray.png")
+    (support / "lone").mkdir()
+    Image.linear_gradient("L").save(support / "lone" / "grey.png")
+    assert call(support, "--model", backbone, "--output", tmp_path / "out.csv", "--sheet", tmp_path / "out.html") == 0
+    out = capsys.readouterr().out
+    assert re.match(r"leave-one-out accuracy 92\.3 % \(12 of 13 images; 95 % interval .*\); guessing: 25\.0 %\n", out)
+    assert re.search(r"^blue +red +1$", out, re.MULTILINE)
+    assert re.search(rf"^{re.escape(str(Path('blue') / 'stray.png'))} +red +0\.\d+ +0\.\d+$", out, re.MULTILINE)
+    assert "Not checked, with a single image each: lone." in out
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows if row["class"] != row["label"]] == [str(Path("blue") / "stray.png")]
+    assert (tmp_path / "out.html").read_text().count("<figure") == 13
+
+
+def test_good_examples_are_told_so(support, backbone, capsys):
+    assert call(support, "--model", backbone) == 0
+    out = capsys.readouterr().out
+    assert "No image was taken for another class." in out
+    assert "No image looks as if it lay in a wrong folder." in out
+    assert "Not checked" not in out
+
+
+def test_examples_are_left_out_of_fine_tuning_too_and_its_cost_is_told_first(support, backbone, capsys):
+    assert call(support, "--model", backbone, "--adaptation", "lora", "--steps", 2) == 0
+    printed = capsys.readouterr()
+    assert re.match(r"fine-tuning 6 times, 2 steps each, takes about \d+ s\n", printed.err)
+    assert "leave-one-out accuracy 100.0 %" in printed.out
+
+
+def test_one_image_a_class_leaves_nothing_to_leave_out(support, backbone, capsys):
+    for path in support.glob("*/*-1.png"):
+        path.unlink()
+    assert "one image of each class" in failure(capsys, support, "--model", backbone)
+
+
+def test_methods_are_compared_and_one_is_named(support, backbone, adapter, capsys):
+    for number, name in enumerate(COLOURS):
+        draw(support / name, name, 4, seed=40 + number)
+    for arguments, names in (
+        ((), ["prototypes", "logistic regression", "LoRA"]),
+        (("--adapter", adapter), ["prototypes", "logistic regression", "adapter", "adapter + LoRA"]),
+    ):
+        words = ("--model", backbone, "--compare", "--steps", 2, "--learning_rate", 0.001, *arguments)
+        assert call(support, *words) == 0
+        printed = capsys.readouterr()
+        assert re.match(r"fine-tuning 8 times, 2 steps each, takes about \d+ s\n", printed.err)
+        lines = printed.out.splitlines()
+        rows = lines[2 : 2 + len(names)]
+        assert [re.split(r"  +", row)[:2] for row in rows] == [[name, "100.0"] for name in names]
+        assert "8 splits. LoRA: 2 steps, learning rate 0.001." in lines
+        noise = "with 12 images a difference below 14.0 points is noise"
+        assert lines[-1] == f"Use prototypes: nothing is better, and {noise}."
+
+
+def test_queries_can_be_fine_tuned_for(support, photos, backbone, capsys):
+    assert call(support, photos, "--model", backbone) == 0
+    plain = capsys.readouterr().out
+    words = ("--adaptation", "full", "--steps", 3, "--learning_rate", 0.01, "--no-augment")
+    assert call(support, photos, "--model", backbone, *words) == 0
+    assert capsys.readouterr().out != plain
+
+
+def test_images_of_no_class_can_be_rejected(support, photos, backbone, capsys):
+    assert call(support, photos, "--model", backbone, "--reject_below", 1) == 0
+    assert capsys.readouterr().out.count("none of these") == 6
+
+
+def test_a_photo_in_a_format_that_pillow_lacks_names_the_package(support, photos, backbone, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # it cannot be imported
+    (photos / "IMG_1.HEIC").write_bytes(b"something")
+    line = failure(capsys, support, photos, "--model", backbone)
+    assert "IMG_1.HEIC: Pillow does not read HEIF by itself; pip install pillow-heif" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--compare", "--output", "a.csv"], "--compare looks at the examples alone"),
+        (["--reject_below", 0.5], "--reject_below is for images to label: give QUERY_DIR"),
+        (["--sheet", "missing/sheet.html"], "--sheet missing/sheet.html: there is no folder"),
+        (["--steps", -1], "steps must be at least 0"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_named(support, backbone, capsys, words, message):
+    assert message in failure(capsys, support, "--model", backbone, *words)
+
+
+@pytest.mark.parametrize("limit", [-0.1, 50])
+def test_a_limit_that_is_no_probability_is_named(support, photos, capsys, limit):
+    assert "--reject_below must be a probability" in failure(capsys, support, photos, "--reject_below", limit)
+
+
+def test_too_few_examples_to_compare_are_noticed_before_any_work(support, capsys):
+    for path in support.glob("*/*-1.png"):
+        path.unlink()
+    assert "two classes with two images each" in failure(capsys, support, "--model", "nowhere", "--compare")
 
 
 def test_a_file_that_could_not_be_written_is_noticed_before_any_work(support, photos, capsys, tmp_path):

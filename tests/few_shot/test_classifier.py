@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import confusion_matrix, log_loss
@@ -10,7 +11,7 @@ from transformers import ViTImageProcessorPil
 
 from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.experts.prototypes import class_means, cosine_logits
-from smat_peft.few_shot import Adaptation, AdaptedTask, FewShotClassifier, adapt_to_support, load_model
+from smat_peft.few_shot import Adaptation, AdaptedTask, FewShotClassifier, adapt_to_support, load_backbone, load_model
 from smat_peft.tuner import tasks
 
 
@@ -398,3 +399,15 @@ def test_a_backbone_with_missing_weights_is_refused(make_vit, tmp_path):
     make_vit().save_pretrained(tmp_path / "holes", state_dict=weights)
     with pytest.raises(CheckpointError, match=r"no weights for 1 parameters of ViTModel, layernorm\.weight"):
         load_model(tmp_path / "holes")
+
+
+def test_an_adapter_of_another_method_is_merged_and_can_be_fine_tuned(backbone_folder, examples, queries, tmp_path):
+    config = LoraConfig(target_modules=["v_proj"], lora_alpha=64, init_lora_weights=False)
+    adapted = get_peft_model(load_backbone(backbone_folder), config).eval()
+    adapted.save_pretrained(tmp_path / "lora", save_embedding_layers=False)
+    loaded = FewShotClassifier.from_pretrained(backbone_folder, tmp_path / "lora").fit(*examples)
+    expected = FewShotClassifier(adapted, loaded.transform_).fit(*examples)
+    np.testing.assert_allclose(loaded.predict_proba(queries[0]), expected.predict_proba(queries[0]), atol=1e-5)
+    loaded.set_params(adaptation="lora", steps=1, learning_rate=1e-3).fit(*examples).save(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="give it as model"):
+        FewShotClassifier.load(tmp_path / "mine")

@@ -55,7 +55,7 @@ def test_experts_are_merged_once_for_each_task(smat_vit, scores):
 
 
 def test_the_cost_is_told_before_anything_is_tried(smat_vit, scores, monkeypatch):
-    monkeypatch.setattr(learning_rate, "_seconds_of_a_step", lambda *_: 0.5)
+    monkeypatch.setattr(learning_rate, "seconds_of_a_step", lambda *_: 0.5)
     told = []
 
     def tell(seconds):

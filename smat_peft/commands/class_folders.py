@@ -1,0 +1,115 @@
+"""The folders that `classify` is given: examples in class folders, and images to label."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from smat_peft.episodes.folders import sub_folders
+from smat_peft.errors import DataError
+from smat_peft.few_shot.image_files import PLUGINS, SUFFIXES, open_image
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Images of a folder.
+
+    Attributes:
+        folder: The folder.
+        paths: The images, `N`.
+        classes: The names of the class folders that they lie in, `N`; none where there are no class folders.
+    """
+
+    folder: Path
+    paths: list[Path]
+    classes: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """The images by their paths in the folder."""
+        return [str(path.relative_to(self.folder)) for path in self.paths]
+
+
+def read_examples(folder: Path, skip: bool) -> FolderImages:
+    """The images of a folder of class folders.
+
+    Args:
+        folder: The folder.
+        skip: Whether to leave out images that cannot be read, and say so on stderr.
+
+    Raises:
+        DataError: It is not such a folder, has fewer than two classes, or a class without a usable image.
+    """
+    classes = _class_folders(folder)
+    if len(classes) < 2:
+        raise DataError(
+            f"{folder} holds {len(classes)} class folders; put the examples of each class into a folder of the "
+            "class's name, two classes at least"
+        )
+    return _of_classes(folder, classes, skip)
+
+
+def read_queries(folder: Path, known: Sequence[str], skip: bool) -> FolderImages:
+    """The images of a folder, or of its class folders where it has some.
+
+    Args:
+        folder: The folder.
+        known: Classes that there are examples of.
+        skip: Whether to leave out images that cannot be read, and say so on stderr.
+
+    Raises:
+        DataError: It is not such a folder, holds no usable image, or a class that is not known.
+    """
+    classes = {name: paths for name, paths in _class_folders(folder).items() if paths}
+    flat = _images(folder)
+    if flat and classes:
+        raise DataError(f"{folder} holds both images and folders of images; give a folder of one or the other")
+    if not classes:
+        return FolderImages(folder, _usable(flat, skip, str(folder)), [])
+    unknown = sorted(set(classes) - set(known))
+    if unknown:
+        named = ", ".join(sorted(set(known)))
+        raise DataError(f"{folder}: class {unknown[0]!r} has no examples; there are examples of {named}")
+    return _of_classes(folder, classes, skip)
+
+
+def _of_classes(folder: Path, classes: dict[str, list[Path]], skip: bool) -> FolderImages:
+    usable = {name: _usable(paths, skip, f"class folder {folder / name}") for name, paths in classes.items()}
+    return FolderImages(
+        folder,
+        [path for paths in usable.values() for path in paths],
+        [name for name, paths in usable.items() for _ in paths],
+    )
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    return {entry.name: _images(entry) for entry in sub_folders(folder)}
+
+
+def _images(folder: Path) -> list[Path]:
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+
+
+def _usable(paths: Sequence[Path], skip: bool, where: str) -> list[Path]:
+    for path in paths:
+        if path.suffix.lower() in PLUGINS and not skip:
+            open_image(path)  # a package that is missing is said before any work
+            break
+    usable = [path for path in paths if _is_readable(path)] if skip else list(paths)
+    if not usable:
+        raise DataError(f"{where} holds no images that can be read ({', '.join(sorted(SUFFIXES))})")
+    return usable
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        open_image(path)
+    except DataError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return False
+    return True

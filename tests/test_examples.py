@@ -22,3 +22,15 @@ def test_image_classification_ends_with_the_accuracy_and_an_adapter(
     assert "test accuracy" in printed
     assert ("share of closed gates" in printed) == (method == "smat")
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_digits_ends_with_both_accuracies_and_their_difference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--tasks", "2", "--ways", "3", "--shots", "2"])
+    runpy.run_path(str(EXAMPLES / "digits.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "3-way 2-shot, 2 tasks, accuracy in %"
+    figures = [float(line.split()[-3]) for line in lines[1:]]
+    assert figures[0] - figures[1] == pytest.approx(figures[2], abs=0.11)
+    assert figures[0] > 33

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner import tasks
 from smat_peft.tuner.features import extract_features
-from smat_peft.tuner.layer import SMATLayer
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.shadow import shadow, unshadow
 from smat_peft.tuner.side import SMATSide
@@ -123,15 +122,16 @@ def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     Its tensors share the memory of the model's and of `weights`: they are to be replaced, never written to.
     """
     root = root_of(model)
-    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in root.buffers()}
+    shared: dict[int, Any] = {id(buffer): buffer.detach() for buffer in root.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in root.parameters()}
+    for layer in tasks.smat_layers(model):
+        if not isinstance(layer, SMATSide):  # what it wraps stands for it
+            shared[id(layer)] = copy.deepcopy(layer.get_base_layer(), shared)
     with tasks.task(model, {}) if tasks.has_experts(model) else nullcontext():  # another task's weights are not copied
         plain: nn.Module = copy.deepcopy(root, shared)
     for path, module in list(plain.named_modules()):
         if isinstance(module, SMATSide):
             module.detach_from_owner()
-        elif isinstance(module, SMATLayer):
-            plain.set_submodule(path, module.get_base_layer())
         elif isinstance(module, SMATRouter):
             delattr(plain, SMATRouter.CHILD)
         elif isinstance(module, ModulesToSaveWrapper):

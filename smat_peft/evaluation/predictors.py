@@ -1,18 +1,24 @@
-"""Predictors: functions from an episode to the logits of its queries, here those that take no gradient step."""
+"""Predictors: functions from an episode to the logits of its queries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.errors import ConfigurationError, DataError
+from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.experts.router import even_weights
-from smat_peft.few_shot.adaptation import classify_episode
+from smat_peft.few_shot.adaptation import PROTOTYPE, classify_episode
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
+from smat_peft.few_shot.fine_tuning import Adaptation
+from smat_peft.few_shot.learning_rate import choose_learning_rate
 from smat_peft.few_shot.mixing import ExpertMix, merge_experts, route_support
 from smat_peft.tuner.tasks import adapter_config, has_experts
 
@@ -20,39 +26,89 @@ BACKBONE = "backbone"
 SMAT = "SMAT"
 FIXED_MEAN = "fixed mean experts"
 EVEN_MIX = "even mix"
+FEATURES = "features"
 
 
 class Prediction(NamedTuple):
-    """Logits of the queries `[Nq, C]`, and how the experts were mixed for them, `[M]`."""
+    """Logits of the queries `[Nq, C]`, how the experts were mixed for them `[M]`, the rate of fine-tuning."""
 
     logits: Tensor
     expert_weights: Tensor | None = None
+    learning_rate: float | None = None
 
 
 Predictor = Callable[[Episode], Tensor | Prediction]
 """Logits `[Nq, C]` of an episode's queries, from its support and never from its query labels."""
 
+FeatureFunction = Callable[[Tensor], Tensor]
+"""Features `[N, D]` of pixels `[N, 3, H, W]`."""
+
+
+@dataclass(frozen=True)
+class ModelPredictor:
+    """Classifies by the prototypes of a model's features, after fine-tuning on the support if that is asked for.
+
+    Attributes:
+        model: A backbone with or without experts; it comes back as it was.
+        experts: How to mix the experts.
+        adaptation: What to do on the support after that (METHOD 11).
+        chooses_rate: Whether each episode's learning rate is chosen on images left out of its support.
+        batch_size: Images that go through the backbone at a time.
+    """
+
+    model: nn.Module
+    experts: ExpertMix = "routed"
+    adaptation: Adaptation = PROTOTYPE
+    chooses_rate: bool = False
+    batch_size: int = DEFAULT_BATCH_SIZE
+
+    @torch.no_grad()
+    def __call__(self, episode: Episode) -> Prediction:
+        """Logits of the queries, the expert weights, and the learning rate where weights were fine-tuned."""
+        adaptation, support, labels = self.adaptation, episode.support, episode.support_labels
+        settings: dict[str, Any] = {"experts": self.experts, "batch_size": self.batch_size}
+        if self.chooses_rate:
+            rate = choose_learning_rate(self.model, support, labels, adaptation, **settings)
+            adaptation = replace(adaptation, learning_rate=rate)
+        logits, weights = classify_episode(
+            self.model, support, labels, episode.query, adaptation=adaptation, **settings
+        )
+        return Prediction(logits, weights, None if adaptation.kind == "prototype" else adaptation.learning_rate)
+
 
 def prototype_predictor(
     model: nn.Module, experts: ExpertMix = "routed", *, batch_size: int = DEFAULT_BATCH_SIZE
-) -> Predictor:
-    """Classify by prototypes, without fine-tuning (METHOD 11a).
+) -> ModelPredictor:
+    """Classify by prototypes, without fine-tuning unless an evaluation says otherwise (METHOD 11).
 
     Args:
-        model: A backbone with or without experts.
+        model: A backbone with or without experts. Where another method's adapter is on it, a copy is taken, with the
+            adapter merged.
         experts: `"routed"` for each episode, `"none"` for the untouched backbone, or the same weights `[M]` for all,
             merged once.
         batch_size: Images that go through the backbone at a time.
     """
-    if isinstance(experts, Tensor):
+    if _has_another_adapter(model):
+        adapted: Any = copy.deepcopy(model)
+        model = adapted.unload() if isinstance(experts, str) and experts == "none" else adapted.merge_and_unload()
+    elif isinstance(experts, Tensor):
         experts = merge_experts(model, experts)
+    return ModelPredictor(model, experts, batch_size=batch_size)
 
-    @torch.inference_mode()
-    def predict(episode: Episode) -> Prediction:
-        support, labels = episode.support, episode.support_labels
-        return Prediction(
-            *classify_episode(model, support, labels, episode.query, experts=experts, batch_size=batch_size)
-        )
+
+def feature_predictor(features: FeatureFunction, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Predictor:
+    """Classify by prototypes of any function's features, `[N, 3, H, W]` -> `[N, D]`, so many images at a time."""
+
+    @torch.no_grad()
+    def predict(episode: Episode) -> Tensor:
+        images = torch.cat([episode.support, episode.query])
+        found = torch.cat([features(batch) for batch in images.split(batch_size)])
+        if found.ndim != 2 or len(found) != len(images):
+            raise ConfigurationError(
+                f"a feature function must give [N, D] for {len(images)} images, got {tuple(found.shape)}"
+            )
+        support, query = found[: len(episode.support)], found[len(episode.support) :]
+        return cosine_logits(query, class_means(support, episode.support_labels.to(found.device)))
 
     return predict
 
@@ -60,10 +116,10 @@ def prototype_predictor(
 def default_predictors(
     model: nn.Module, *, mean_experts: Tensor | None = None, batch_size: int = DEFAULT_BATCH_SIZE
 ) -> dict[str, Predictor]:
-    """The backbone and, where the model has experts, SMAT and two mixes that ignore the support.
+    """The backbone and what is on it: SMAT with two mixes that ignore the support, or another method's adapter.
 
     Args:
-        model: A backbone with or without experts.
+        model: A backbone, with or without an adapter.
         mean_experts: One expert vector `[M]` for all episodes, from [`mean_expert_weights`]; left out if not given.
         batch_size: Images that go through the backbone at a time.
     """
@@ -73,7 +129,18 @@ def default_predictors(
         if mean_experts is not None:
             mixes[FIXED_MEAN] = mean_experts
         mixes[EVEN_MIX] = even_weights(adapter_config(model).num_experts).weights
+    elif isinstance(model, PeftModel):
+        mixes[str(model.peft_config[model.active_adapter].peft_type.value)] = "routed"
     return {name: prototype_predictor(model, mix, batch_size=batch_size) for name, mix in mixes.items()}
+
+
+def as_predictors(model: nn.Module | FeatureFunction | Mapping[str, Predictor | nn.Module]) -> dict[str, Predictor]:
+    """What [`evaluate`] takes as predictors by name: see there."""
+    if isinstance(model, nn.Module):
+        return default_predictors(model)
+    if not isinstance(model, Mapping):
+        return {FEATURES: feature_predictor(model)}
+    return {name: prototype_predictor(each) if isinstance(each, nn.Module) else each for name, each in model.items()}
 
 
 def mean_expert_weights(
@@ -89,3 +156,7 @@ def mean_expert_weights(
     if not routed:
         raise DataError("there are no episodes to average expert weights over")
     return torch.stack(routed).mean(0)
+
+
+def _has_another_adapter(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel) and not has_experts(model)

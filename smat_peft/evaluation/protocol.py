@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -16,8 +20,17 @@ from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError, DataError
-from smat_peft.evaluation.predictors import Prediction, Predictor, default_predictors
-from smat_peft.evaluation.records import ROLE_TITLES, Evaluation, Record, Role
+from smat_peft.evaluation.calibration import Calibration
+from smat_peft.evaluation.fitting import RateSelection, adapted, fit, fit_on_test_tasks, with_rates
+from smat_peft.evaluation.journal import SPLITS, Journal
+from smat_peft.evaluation.measuring import Measured, Measurement
+from smat_peft.evaluation.predictors import FeatureFunction, Predictor, as_predictors
+from smat_peft.evaluation.processes import is_main, shared, spread
+from smat_peft.evaluation.records import ROLE_TITLES, Evaluation, Role
+from smat_peft.few_shot.adaptation import PROTOTYPE
+from smat_peft.few_shot.fine_tuning import Adaptation
+
+EPISODES_AT_A_TIME = 8  # of each of several processes, which wait for one another after that
 
 
 class EvaluationDomain(NamedTuple):
@@ -29,7 +42,7 @@ class EvaluationDomain(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module | Mapping[str, Predictor],
+    model: nn.Module | FeatureFunction | Mapping[str, Predictor | nn.Module],
     domains: Sequence[EvaluationDomain | tuple[Role, Domain, Split]],
     *,
     transform: ImageTransform,
@@ -38,14 +51,23 @@ def evaluate(
     shots: int | None = None,
     queries: int = MAX_QUERIES,
     seed: int = 0,
+    adaptation: Adaptation = PROTOTYPE,
+    rate_selection: RateSelection = "given",
+    validation: Sequence[Episode] = (),
+    training_seed: int | None = None,
     cache: ImageCache | None = None,
     progress: bool = True,
+    accelerator: Accelerator | None = None,
+    output_dir: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Accuracy without fine-tuning on episodes of each domain (METHOD 11a).
+    """Accuracy, log loss and calibration on episodes of each domain (METHOD 11).
 
     Args:
-        model: A model, which is measured as [`default_predictors`] says and comes back as it was; or predictors by
-            name, the first of which is the baseline of the differences in a report.
+        model: A model, with an adapter of any method or none, which is measured as [`default_predictors`] says and
+            comes back as it was; a function from pixels `[N, 3, H, W]` to features `[N, D]`, which is measured by
+            prototypes; or predictors by name (a model among them stands for itself, a feature function goes through
+            [`feature_predictor`]), the first of which is the baseline of the differences in a report.
         domains: Role, domain and split of each domain; names must differ.
         transform: The model's image transform.
         episodes: Number of episodes of each domain.
@@ -53,22 +75,38 @@ def evaluate(
         shots: Support images of each class; variable (METHOD 10) if not given.
         queries: Most query images of each class.
         seed: Which episodes. A domain's depend on it and on the domain's name, not on the other domains.
+        adaptation: What predictors made of models do on a support set.
+        rate_selection: How its learning rate is chosen: `"given"` in `adaptation`; `"auto"` for each episode, on images
+            left out of its support; on the `"validation"` episodes; or by the published protocol for each domain on its
+            first five `"test_tasks"` with their query labels, which every table then says.
+        validation: Episodes of validation classes. On them a temperature is fitted to each predictor, but not where
+            rates are chosen on test tasks.
+        training_seed: What records say of the training seed.
         cache: Keeps prepared images from one episode to the next; none are kept if not given.
         progress: Whether to show a bar.
+        accelerator: Spreads the episodes over its processes, all of which must call this alike and get the same. Models
+            must be on its device. Without it this process does all.
+        output_dir: Keeps the records in this folder, as [`write_records`] does, and goes on where an evaluation was
+            cut; episodes that it holds already are not measured again.
+        settings: What else the records depend on (which adapter, say); a folder with others is refused.
 
     Raises:
         DataError: Two domains of the same name, or one without enough classes in its split.
-        ConfigurationError: No predictor, domain or episode, an unknown role, or logits of a wrong shape.
+        ConfigurationError: No predictor, domain or episode, an unknown role, logits of a wrong shape, or a learning
+            rate to choose without validation episodes.
+        CheckpointError: `output_dir` holds records that were made with other settings.
     """
-    predictors = default_predictors(model) if isinstance(model, nn.Module) else model
+    predictors = adapted(as_predictors(model), adaptation, rate_selection)
     entries = [EvaluationDomain(*entry) for entry in domains]
     if not predictors or not entries or episodes < 1:
         raise ConfigurationError(
             f"nothing to evaluate: {len(predictors)} predictors on {episodes} episodes of {len(entries)} domains"
         )
     _check(entries)
-    samplers = [
-        EpisodeSampler(
+    if rate_selection == "validation" and not len(validation):
+        raise ConfigurationError("a learning rate is to be chosen on validation episodes, and there are none")
+    samplers = {
+        domain.name: EpisodeSampler(
             [domain],
             split,
             ways,
@@ -80,15 +118,57 @@ def evaluate(
             cache=cache,
         )
         for _, domain, split in entries
-    ]
-    records: list[Record] = []
-    with tqdm(total=episodes * len(entries), desc="evaluating", unit="episode", disable=not progress) as bar:
-        for (role, domain, _), sampler in zip(entries, samplers, strict=True):
+    }
+    all_settings: dict[str, Any] = {
+        "episodes": episodes,
+        "ways": ways,
+        "shots": shots,
+        "queries": queries,
+        "seed": seed,
+        "image_size": transform.size,
+        "adaptation": asdict(adaptation),
+        "rate_selection": rate_selection,
+        "validation_episodes": len(validation),
+        SPLITS: {domain.name: split for _, domain, split in entries},
+        **(settings or {}),
+    }
+    folder = Path(output_dir) if output_dir is not None and is_main(accelerator) else None
+    journal = Journal(folder, list(predictors), training_seed, adaptation.kind, all_settings)
+    finished, fitted, measured = shared((journal.finished, journal.fitted, journal.measured), accelerator)
+    left = [entry for entry in entries if entry.domain.name not in finished.domains]
+    if left:
+        fitted = fitted or fit(predictors, validation, rate_selection, accelerator)
+        predictors = with_rates(predictors, fitted.learning_rates)
+        journal.begin(fitted)
+    temperatures = finished.temperatures if fitted is None else fitted.temperatures
+    done = {(each.record.domain, each.record.index) for each in measured}
+    at_a_time = EPISODES_AT_A_TIME * accelerator.num_processes if accelerator else 1
+    bar = tqdm(
+        total=episodes * len(left),
+        initial=len(done),
+        desc="evaluating",
+        unit="episode",
+        disable=not progress or not is_main(accelerator),
+    )
+    with bar:
+        for role, domain, _ in left:
             bar.set_postfix_str(domain.name)
-            for index in range(episodes):
-                records += _measure(predictors, sampler[index], role)
-                bar.update()
-    return Evaluation(records)
+            sampler = samplers[domain.name]
+            todo = [index for index in range(episodes) if (domain.name, index) not in done]
+            tuned = predictors
+            if todo and rate_selection == "test_tasks":
+                tuned = fit_on_test_tasks(predictors, sampler, episodes)
+            measurement = Measurement(tuned, temperatures, sampler, role, training_seed, adaptation.kind)
+            for start in range(0, len(todo), at_a_time):
+                found = spread(measurement, todo[start : start + at_a_time], accelerator)
+                journal.add(found)
+                measured += chain.from_iterable(found)
+                bar.update(len(found))
+    names = [entry.domain.name for entry in entries]
+    evaluation = _evaluation(measured, finished.of_domains(names), names, list(predictors), temperatures, all_settings)
+    if left:
+        journal.finish(evaluation)
+    return evaluation
 
 
 def domain_seed(seed: int, name: str) -> int:
@@ -107,29 +187,21 @@ def _check(entries: Sequence[EvaluationDomain]) -> None:
             raise ConfigurationError(f"domain {entry.domain.name!r}: unknown role {entry.role!r}; roles are {known}")
 
 
-def _measure(predictors: Mapping[str, Predictor], episode: Episode, role: Role) -> list[Record]:
-    records = []
-    for name, predictor in predictors.items():
-        answer = predictor(episode)
-        prediction = answer if isinstance(answer, Prediction) else Prediction(answer)
-        expected = (len(episode.query), episode.ways)
-        if prediction.logits.shape != expected:
-            raise ConfigurationError(
-                f"predictor {name!r} must give logits of shape {expected}, got {tuple(prediction.logits.shape)}"
-            )
-        correct = prediction.logits.argmax(-1).cpu() == episode.query_labels
-        mixed = prediction.expert_weights
-        records.append(
-            Record(
-                predictor=name,
-                domain=episode.domain,
-                role=role,
-                index=episode.index,
-                ways=episode.ways,
-                support=len(episode.support),
-                queries=len(episode.query),
-                accuracy=correct.double().mean().item(),
-                expert_weights=None if mixed is None else tuple(mixed.tolist()),
-            )
-        )
-    return records
+def _evaluation(
+    measured: Iterable[Measured],
+    finished: Evaluation,
+    domains: Sequence[str],
+    predictors: Sequence[str],
+    temperatures: Mapping[str, float],
+    settings: Mapping[str, Any],
+) -> Evaluation:
+    """All records and sums in one order, whatever the order in which they were measured."""
+    wanted = [each for each in measured if each.record.domain in domains]
+    wanted.sort(key=lambda each: (domains.index(each.record.domain), each.record.index))
+    calibration: dict[tuple[str, str], Calibration] = dict(finished.calibration)
+    for record, of_episode in wanted:
+        key = (record.predictor, record.domain)
+        calibration[key] = calibration[key] + of_episode if key in calibration else of_episode
+    records = [*finished.records, *(each.record for each in wanted)]
+    records.sort(key=lambda record: (domains.index(record.domain), record.index, predictors.index(record.predictor)))
+    return Evaluation(records, calibration, temperatures, settings)

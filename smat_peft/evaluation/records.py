@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from smat_peft.errors import DataError
+from smat_peft.evaluation.calibration import Calibration
 from smat_peft.evaluation.statistics import Estimate, average_over_domains, estimate_difference, estimate_mean
 
 Role = Literal["id", "dev_ood", "test_ood"]
@@ -30,6 +32,11 @@ class Record:
         queries: Number of query images.
         accuracy: Share of the queries whose largest logit is their own class's.
         expert_weights: How the predictor mixed the experts, if it did.
+        log_loss: Mean negative log-likelihood of the queries' classes, in nats; NaN if it was not measured.
+        calibrated_log_loss: The same with the predictor's temperature; NaN where none was fitted.
+        seed: The training seed of what was measured; None where nothing was trained.
+        adaptation: What was done on the support: `"prototype"`, `"full"` or `"lora"`.
+        learning_rate: Of fine-tuning, if there was any.
     """
 
     predictor: str
@@ -41,13 +48,28 @@ class Record:
     queries: int
     accuracy: float
     expert_weights: tuple[float, ...] | None = None
+    log_loss: float = math.nan
+    calibrated_log_loss: float = math.nan
+    seed: int | None = None
+    adaptation: str = "prototype"
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The records of an evaluation. Accuracies and estimates are shares (0 to 1), not percentages."""
+    """The records of an evaluation. Accuracies and estimates are shares (0 to 1), not percentages.
+
+    Attributes:
+        records: One for each predictor and episode.
+        calibration: By predictor and domain, over all its queries.
+        temperatures: By predictor, where one was fitted.
+        settings: How episodes were drawn and what was done on them.
+    """
 
     records: Sequence[Record]
+    calibration: Mapping[tuple[str, str], Calibration] = field(default_factory=dict)
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def predictors(self) -> list[str]:
@@ -90,6 +112,14 @@ class Evaluation:
     def average_difference(self, predictor: str, baseline: str, role: Role) -> Estimate:
         """Mean over the domains of a role of their mean paired differences."""
         return average_over_domains([self.difference(predictor, baseline, domain) for domain in self._of_role(role)])
+
+    def of_domains(self, names: Collection[str]) -> Evaluation:
+        """The part of the evaluation that is about these domains."""
+        return replace(
+            self,
+            records=[record for record in self.records if record.domain in names],
+            calibration={key: value for key, value in self.calibration.items() if key[1] in names},
+        )
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The records as plain dictionaries."""

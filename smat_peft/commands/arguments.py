@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.commands.checks import check_trackers
+from smat_peft.commands.methods import METHODS
 from smat_peft.episodes.draws import DomainWeights
 from smat_peft.errors import ConfigurationError
 
-METHODS = ("smat", "dense")
 DOMAIN_KINDS = (
     "Kinds: builtin:greek, folder:PATH, 'folder:PATH/*' (a domain a folder), hub:NAME[:CONFIG][@SPLIT], disk:PATH, "
     "parquet:PATTERN, h5:ROOT/SOURCE. Options, as far as a kind takes them: ?image=COLUMN&label=COLUMN (hub, disk, "
@@ -24,12 +24,19 @@ class ModelArguments:
     model_name_or_path: str = field(
         default=DEMO_BACKBONE, metadata={"help": "A vision model of the Hub, a folder, or demo-vit, the packaged one."}
     )
+    adapter_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "An adapter to go on from, in place of a new one; its own settings then hold."},
+    )
     method: str = field(
         default="smat",
-        metadata={"help": "smat, or dense: one delta without gates or router.", "choices": list(METHODS)},
+        metadata={
+            "help": "; ".join(f"{name}: {method.about}" for name, method in METHODS.items()) + ".",
+            "choices": list(METHODS),
+        },
     )
-    num_experts: int = field(default=8, metadata={"help": "Experts of smat."})
-    target_sparsity: float = field(default=0.9, metadata={"help": "Share of each expert's gates to close."})
+    num_experts: int = field(default=8, metadata={"help": "Experts, of methods with a router."})
+    target_sparsity: float = field(default=0.9, metadata={"help": "Share of gates to close, each expert's own."})
     gate_init_std: float = field(default=0.5, metadata={"help": "Standard deviation of the first gate logits."})
     gate_eval: str = field(
         default="reference", metadata={"help": "Gates of evaluation: the reference's, or those of train(ing)."}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from smat_peft.assets import DEMO_BACKBONE, DEMO_RECIPE
 from smat_peft.commands.arguments import DataArguments, LaunchArguments, ModelArguments
 from smat_peft.commands.checks import check_image_size, check_images, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
+from smat_peft.commands.methods import METHODS
 from smat_peft.commands.plan import format_plan
 from smat_peft.commands.recipe import recipe_words
 from smat_peft.episodes.cache import ImageCache
@@ -45,17 +47,23 @@ from smat_peft.episodes.images import ImageTransform, load_image_transform
 from smat_peft.episodes.sampling import EpisodeSampler, can_serve
 from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.evaluation.plots import plot_curves
-from smat_peft.evaluation.predictors import BACKBONE, SMAT, default_predictors, mean_expert_weights
+from smat_peft.evaluation.predictors import (
+    BACKBONE,
+    SMAT,
+    default_predictors,
+    mean_accuracy,
+    mean_expert_weights,
+    prototype_predictor,
+)
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import Evaluation, Role
 from smat_peft.evaluation.report import format_report, report_as_dict
-from smat_peft.few_shot.loading import load_backbone
+from smat_peft.few_shot.loading import load_adapter, load_backbone
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import refuse_other_run
 from smat_peft.meta_tuning.trainer import MetaTrainer, create_accelerator
 from smat_peft.sharing.model_card import write_model_card
-from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.tasks import sparsity
+from smat_peft.tuner.tasks import has_experts, sparsity
 
 CARD, METRICS, CURVES = "README.md", "metrics.json", "curves.png"  # beside the adapter
 
@@ -76,9 +84,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else None
     if recipe is None and not parser.parse_known_args(words)[0].train_domains:
         recipe = DEMO_RECIPE
-    if recipe is not None:
-        words = recipe_words(recipe, parser) + words
-    *parts, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    ahead = [] if recipe is None else recipe_words(recipe, parser)
+    method = METHODS[parser.parse_known_args(ahead + words)[0].method]
+    *parts, unknown = parser.parse_args_into_dataclasses(ahead + method.words + words, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     meta_tuning, model, data, launch = parts
@@ -102,7 +110,7 @@ def meta_tune(argv: Sequence[str]) -> None:
     transform = load_image_transform(model_arguments.model_name_or_path, data.image_size)
     check_image_size(model, transform, model_arguments.model_name_or_path)
     cache = ImageCache(arguments.dataloader_cache_mib)
-    train, validation = _create_episodes(entries, data, arguments, transform, cache)
+    train, validation, development = _create_episodes(entries, data, arguments, transform, cache)
     measured = _measured(entries, data, transform)
     trainer = MetaTrainer(model, arguments, train, validation, accelerator=accelerator)
     plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, measured, threads)
@@ -116,15 +124,17 @@ def meta_tune(argv: Sequence[str]) -> None:
         accelerator.init_trackers("smat_peft", {name: str(value) for name, value in settings.items()})
     started = time.perf_counter()
     trainer.train()
-    trainer.save_model()
-    accelerator.end_training()  # the other processes need not wait for the evaluation
+    accelerator.end_training()  # the other processes need not wait for what follows
     if accelerator.is_main_process:
-        seconds = time.perf_counter() - started
-        plot_curves(trainer.log, output_dir / CURVES)
+        figures = _finish(model, model_arguments, validation, development)
+        figures["training_seconds"] = time.perf_counter() - started
+        trainer.save_model()
+        if trainer.log:
+            plot_curves(trainer.log, output_dir / CURVES)
         evaluation = _evaluate(model, measured, data, model_arguments, transform, validation, cache)
         if evaluation is not None:
             accelerator.print("\n" + format_report(evaluation))
-        _write_results(output_dir, model, (arguments, model_arguments, data, launch), trainer, evaluation, seconds)
+        _write_results(output_dir, model, (arguments, model_arguments, data, launch), trainer, evaluation, figures)
         accelerator.print(f"\nEverything is in {output_dir}")
 
 
@@ -180,17 +190,9 @@ def _entry(role: Role, domain: Domain) -> EvaluationDomain:
 
 def _create_model(arguments: ModelArguments) -> PeftModel:
     backbone = load_backbone(arguments.model_name_or_path)
-    dense = arguments.method == "dense"
-    config = SMATConfig(
-        num_experts=1 if dense else arguments.num_experts,
-        target_sparsity=0.0 if dense else arguments.target_sparsity,
-        sparsity_pattern="dense" if dense else "learned",
-        gate_init_std=arguments.gate_init_std,
-        gate_eval=arguments.gate_eval,
-        router_pooling=arguments.router_pooling,
-        feature=arguments.feature,
-    )
-    return get_peft_model(backbone, config)
+    if arguments.adapter_name_or_path is not None:
+        return load_adapter(backbone, arguments.adapter_name_or_path, is_trainable=True)
+    return get_peft_model(backbone, METHODS[arguments.method].adapter(backbone, arguments))
 
 
 def _create_episodes(
@@ -199,8 +201,9 @@ def _create_episodes(
     arguments: MetaTuningArguments,
     transform: ImageTransform,
     cache: ImageCache,
-) -> tuple[EpisodeSampler, FixedEpisodes]:
-    domains = [entry.domain for entry in entries if entry.role == "id"]
+) -> tuple[EpisodeSampler, FixedEpisodes, FixedEpisodes]:
+    """Episodes to train on, and those that choices are made on: of the validation classes, and of dev-OOD domains."""
+    domains, unseen = ([entry.domain for entry in entries if entry.role == role] for role in ("id", "dev_ood"))
     common: dict[str, Any] = {
         "max_ways": data.max_ways,
         "max_support": data.max_support,
@@ -212,7 +215,8 @@ def _create_episodes(
         domains, "train", data.ways, data.shots, data.queries, arguments.seed, domain_weights=weights, **common
     )
     shape: dict[str, Any] = {"ways": data.evaluation_ways, "shots": data.evaluation_shots, "queries": data.queries}
-    return train, FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **common)
+    validation = FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **common)
+    return train, validation, FixedEpisodes(unseen, "all", data.validation_episodes, seed=0, **shape, **common)
 
 
 def _measured(
@@ -227,6 +231,26 @@ def _measured(
     return measured
 
 
+def _finish(
+    model: PeftModel, arguments: ModelArguments, validation: FixedEpisodes, development: FixedEpisodes
+) -> dict[str, float]:
+    """What the method does after training, and the accuracies by which choices are made: never those of a test."""
+
+    def accuracies() -> dict[str, float]:
+        predict = prototype_predictor(model if has_experts(model) else model.get_base_model())
+        named = {"validation": validation, "dev_ood": development}
+        return {name: mean_accuracy(predict, episodes) for name, episodes in named.items() if len(episodes)}
+
+    def score() -> float:
+        return statistics.fmean(accuracies().values())
+
+    finish = METHODS[arguments.method].finish
+    if finish is not None and not len(validation) + len(development):
+        raise ConfigurationError(f"--method {arguments.method} needs --validation_episodes to choose by")
+    figures = {} if finish is None else finish(model, arguments, score)
+    return figures | {f"{name}_accuracy": value for name, value in accuracies().items()}
+
+
 def _evaluate(
     model: PeftModel,
     measured: Sequence[EvaluationDomain],
@@ -238,10 +262,15 @@ def _evaluate(
 ) -> Evaluation | None:
     if not measured:
         return None
-    mean = mean_expert_weights(model, validation) if arguments.method == "smat" and len(validation) else None
-    predictors = default_predictors(model, mean_experts=mean)
-    if arguments.method == "dense":
-        predictors = {BACKBONE: predictors[BACKBONE], "dense": predictors[SMAT]}
+    if arguments.method == "smat":
+        mean = mean_expert_weights(model, validation) if len(validation) else None
+        predictors = default_predictors(model, mean_experts=mean)
+    elif has_experts(model):
+        predictors = {BACKBONE: prototype_predictor(model, "none"), arguments.method: prototype_predictor(model)}
+    else:
+        backbone = load_backbone(arguments.model_name_or_path)
+        adapted = prototype_predictor(model.get_base_model())
+        predictors = {BACKBONE: prototype_predictor(backbone), arguments.method: adapted}
     return evaluate(
         predictors,
         measured,
@@ -261,24 +290,23 @@ def _write_results(
     arguments: Arguments,
     trainer: MetaTrainer,
     evaluation: Evaluation | None,
-    seconds: float,
+    figures: dict[str, float],
 ) -> None:
     settings: dict[str, Any] = {name: value for part in arguments for name, value in vars(part).items()}
     report = {} if evaluation is None else report_as_dict(evaluation)
-    closed = sparsity(model, training=False).tolist()
+    closed = sparsity(model, training=False).tolist() if has_experts(model) else []
     results = {
         "settings": settings,
         "evaluation": report,
         "sparsity": closed,
-        "validation_accuracy": trainer.best_score,
+        **figures,
         "skipped_updates": trainer.skipped,
-        "training_seconds": seconds,
         "versions": {name: version(name) for name in ("smat_peft", "torch", "peft", "transformers", "accelerate")},
         "log": trainer.log,
     }
     (output_dir / METRICS).write_text(json.dumps(results, indent=1))
     model_arguments = arguments[1]
-    method = "dense" if model_arguments.method == "dense" else SMAT
+    method = SMAT if model_arguments.method == "smat" else model_arguments.method
     write_model_card(
         output_dir,
         base_model=model_arguments.model_name_or_path,

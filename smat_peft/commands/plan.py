@@ -9,6 +9,7 @@ from smat_peft.episodes.overlap import shared_content
 from smat_peft.evaluation.protocol import EvaluationDomain
 from smat_peft.evaluation.records import ROLE_TITLES
 from smat_peft.evaluation.tables import render_table
+from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.tuner.tasks import adapted_size
 
@@ -25,17 +26,21 @@ def format_plan(
 ) -> str:
     """The plan as text, with `measured` the domains to test on; tries one update to say how long they take."""
     arguments, learner, accelerator = trainer.arguments, trainer.learner, trainer.accelerator
-    experts, size = learner.config.num_experts, adapted_size(learner.model)
     learned = sum(parameter.numel() for parameter in trainer.groups.all().values())
-    state = BYTES * (2 * learned + size)  # values and gradients, and the delta's momentum
+    if isinstance(learner, MetaLearner):
+        experts, size = learner.config.num_experts, adapted_size(learner.model)
+        kind = f"{experts} {'expert' if experts == 1 else 'experts'} over {_count(size)} parameters"
+        moments = size
+    else:
+        kind, moments = "of another method", 2 * learned
+    state = BYTES * (2 * learned + moments)  # values, gradients and the optimiser's moments
     seconds = trainer.measure_seconds()
     left = (arguments.max_steps - trainer.step) * seconds
     precision = accelerator.mixed_precision
     lines = [
-        f"Backbone   {backbone}, feature of {learner.config.feature_dim} values, "
-        f"images {transform.size[1]} x {transform.size[0]}",
-        f"Adapter    {experts} {'expert' if experts == 1 else 'experts'} over {_count(size)} parameters: "
-        f"{_count(learned)} learned values, {_bytes(BYTES * learned)}; with gradients and momentum {_bytes(state)}",
+        f"Backbone   {backbone}, images {transform.size[1]} x {transform.size[0]}",
+        f"Adapter    {kind}: {_count(learned)} learned values, {_bytes(BYTES * learned)}; "
+        f"with gradients and moments {_bytes(state)}",
         f"Run        {arguments.max_steps} updates of {arguments.episodes_per_step} episodes, seed {arguments.seed}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} with {threads} threads, precision {precision}",
         f"Time       {seconds:.2f} s an update without loading images, {_duration(left)} for training",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.sampling import EpisodeSampler
-from smat_peft.errors import ConfigurationError
+from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.evaluation.calibration import fit_temperature
 from smat_peft.evaluation.predictors import ModelPredictor, Prediction, Predictor
 from smat_peft.evaluation.processes import spread
@@ -55,6 +56,21 @@ def predict(name: str, predictor: Predictor, episode: Episode) -> Prediction:
             f"predictor {name!r} must give logits of shape {expected}, got {tuple(prediction.logits.shape)}"
         )
     return prediction._replace(logits=prediction.logits.detach().cpu())
+
+
+def mean_accuracy(predictor: Predictor, episodes: Iterable[Episode]) -> float:
+    """Mean over episodes of the share of queries classified rightly: what methods and rates are chosen by.
+
+    Raises:
+        DataError: There are no episodes.
+    """
+    shares = [
+        (predict("the model", predictor, episode).logits.argmax(-1) == episode.query_labels.cpu()).double().mean().item()
+        for episode in episodes
+    ]
+    if not shares:
+        raise DataError("there are no episodes to average accuracies over")
+    return statistics.fmean(shares)
 
 
 def adapted(

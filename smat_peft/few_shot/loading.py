@@ -49,13 +49,24 @@ def load_model(backbone: str | Path, adapter: str | Path | None = None) -> nn.Mo
     model = load_backbone(backbone)
     if adapter is None:
         return model
-    with _one_line_errors(f"adapter {str(adapter)!r} on backbone {str(backbone)!r}"), _quiet_loading():
-        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
-        if has_experts(adapted):
-            return adapted
+    adapted = load_adapter(model, adapter)
+    if has_experts(adapted):
+        return adapted
+    with _one_line_errors(f"adapter {str(adapter)!r}"):
         merged: Any = adapted.merge_and_unload()
     merged.name_or_path = ""  # what has that name is the backbone without the adapter
     return merged
+
+
+def load_adapter(backbone: nn.Module, adapter: str | Path, *, is_trainable: bool = False) -> PeftModel:
+    """A backbone with a PEFT adapter put into it, in evaluation mode, to be trained further or not.
+
+    Raises:
+        CheckpointError: The adapter cannot be loaded, or does not fit.
+    """
+    with _one_line_errors(f"adapter {str(adapter)!r} on backbone {backbone.name_or_path!r}"), _quiet_loading():
+        model: PeftModel = PeftModel.from_pretrained(backbone, str(adapter), is_trainable=is_trainable).eval()
+    return model
 
 
 @contextmanager

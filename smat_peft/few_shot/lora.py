@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -22,6 +23,25 @@ QUERY_AND_VALUE = ("q_proj", "v_proj", "query", "value", "qkv")
 _ADAPTER = "task"
 
 
+def lora_settings(backbone: nn.Module, dropout: float = DROPOUT) -> dict[str, Any]:
+    """The arguments of `LoraConfig` for the query and value projections of a backbone.
+
+    Raises:
+        ConfigurationError: The backbone has no such projections.
+    """
+    targets = [
+        path
+        for path, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and path.rpartition(".")[2] in QUERY_AND_VALUE
+    ]
+    if not targets:
+        raise ConfigurationError(
+            f"LoRA needs linear layers called {', '.join(QUERY_AND_VALUE)}, and {type(backbone).__name__} has none; "
+            "adapt it another way"
+        )
+    return {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": dropout, "target_modules": targets, "bias": "none"}
+
+
 def inject_lora(backbone: nn.Module, dropout: float = DROPOUT) -> None:
     """Put LoRA into the query and value projections of a plain backbone; only it is trainable then.
 
@@ -36,18 +56,7 @@ def inject_lora(backbone: nn.Module, dropout: float = DROPOUT) -> None:
     """
     if any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
         raise ConfigurationError("the model has a PEFT adapter already; merge it first (model.merge_and_unload())")
-    targets = [
-        path
-        for path, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[2] in QUERY_AND_VALUE
-    ]
-    if not targets:
-        raise ConfigurationError(
-            f"adaptation 'lora' needs linear layers called {', '.join(QUERY_AND_VALUE)}, and "
-            f"{type(backbone).__name__} has none; choose 'full' or 'prototype'"
-        )
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=targets, bias="none")
-    inject_adapter_in_model(config, backbone, _ADAPTER)
+    inject_adapter_in_model(LoraConfig(**lora_settings(backbone, dropout)), backbone, _ADAPTER)
 
 
 def merged_lora(backbone: nn.Module) -> dict[str, Tensor]:

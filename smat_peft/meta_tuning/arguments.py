@@ -20,7 +20,7 @@ class MetaTuningArguments:
 
     output_dir: str = _argument("outputs/meta_tune", "Folder for the adapter, its card, figures and checkpoints.")
     seed: int = _argument(0, "Seed of the adapter's first values, of the episodes and of the router's noise.")
-    max_steps: int = _argument(12_500, "Number of updates.")
+    max_steps: int = _argument(12_500, "Number of updates; 0 leaves an adapter as it is.")
     episodes_per_step: int = _argument(4, "Episodes of one update, over all processes.")
 
     episodes_per_merge: int = _argument(
@@ -82,7 +82,6 @@ class MetaTuningArguments:
         ):
             self._require(getattr(self, name) is None or getattr(self, name) >= least, name, f"at least {least}")
         for name in (
-            "max_steps",
             "episodes_per_step",
             "episodes_per_merge",
             "lr_interval",
@@ -93,7 +92,7 @@ class MetaTuningArguments:
         for name in (
             *("delta_lr", "gate_lr", "multiplier_lr", "router_lr", "inner_lr", "adapted_teacher_lr"),
             *("adapted_teacher_weight", "pretrained_teacher_weight", "sparsity_weight", "router_z_weight"),
-            *("delta_weight_decay", "router_weight_decay", "validation_steps", "checkpointing_steps"),
+            *("delta_weight_decay", "router_weight_decay", "validation_steps", "checkpointing_steps", "max_steps"),
             *("dataloader_num_workers", "dataloader_cache_mib"),
         ):
             self._require(getattr(self, name) >= 0, name, "at least 0")

@@ -41,6 +41,9 @@ from smat_peft.tuner.tasks import (
 
 TaskWeights = dict[str, Tensor]
 
+SPARSITY_TOLERANCE = 0.05
+EVEN_TOLERANCE = 0.02  # of the largest mean expert weight from 1 / M
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -75,6 +78,8 @@ class MetaLearner(nn.Module):
         process_index: Which of the update's episodes are this process's: `process_index`, `+ num_processes`, ...
         num_processes: Number of processes.
     """
+
+    logged = ("accuracy", "sparsity")  # of `statistics`
 
     def __init__(
         self,
@@ -266,6 +271,18 @@ class MetaLearner(nn.Module):
         prototypes = class_means(found[: len(episode.support)], episode.support_labels)
         predicted = cosine_logits(found[len(episode.support) :], prototypes).argmax(-1)
         return float((predicted == episode.query_labels).float().mean())
+
+    def warnings(self) -> list[str]:
+        """What went wrong in a run, one sentence each, by the figures of its last update."""
+        found = []
+        target, last = self.config.target_sparsity, self.statistics
+        if self.constrains_sparsity and last and abs(last["sparsity"].item() - target) > SPARSITY_TOLERANCE:
+            found.append(f"training ended at a sparsity of {last['sparsity'].item():.3f}; the target was {target:.3f}")
+        if self.router is not None and last:
+            weights = last["expert_weights"]
+            if (weights - 1 / len(weights)).abs().max() < EVEN_TOLERANCE:
+                found.append("expert weights stayed even: the router did not learn to tell tasks apart")
+        return found
 
     def _next_probe(self, episode: Episode, uniform: Tensor) -> Probe:
         """[`probe`] in its place in the whole update: the router moves on by the episodes of every process."""

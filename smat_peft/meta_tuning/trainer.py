@@ -38,8 +38,9 @@ from smat_peft.meta_tuning.optimisers import (
     load_optimiser_tensors,
     optimiser_tensors,
 )
+from smat_peft.meta_tuning.prototype_learner import PrototypeLearner
 from smat_peft.meta_tuning.schedules import warmup_cosine
-from smat_peft.tuner.tasks import compile_interpolation
+from smat_peft.tuner.tasks import compile_interpolation, has_experts
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +54,13 @@ FREE_ON_RESUME = frozenset(
     )
 )
 COMPILING_PAYS = 3e10  # gates x updates: some 100 s gained on two cores, for up to 40 s of compiling
-SPARSITY_TOLERANCE = 0.05
-EVEN_TOLERANCE = 0.02  # of the largest mean expert weight from 1 / M
 
 
 class MetaTrainer:
     """Meta-tunes the active adapter of a model.
 
     Args:
-        model: A model with SMAT layers.
+        model: A model with SMAT layers; or one with another adapter, such as LoRA, trained by prototypes alone.
         arguments: How to learn.
         train: Training episodes by number; update `s` uses episodes `s * episodes_per_step` and following.
         validation: Fixed episodes of validation classes; the adapter that does best on them is kept.
@@ -96,13 +95,16 @@ class MetaTrainer:
             raise ConfigurationError(
                 f"--episodes_per_step ({arguments.episodes_per_step}) must be a multiple of the {processes} processes"
             )
-        self.learner = MetaLearner(
+        kind = MetaLearner if has_experts(model) else PrototypeLearner
+        self.learner = kind(
             model.to(self.accelerator.device),
             arguments,
             process_index=self.accelerator.process_index,
             num_processes=processes,
         )
-        self._set_temperature_episodes()
+        if self.learner.router is not None:
+            episodes = arguments.router_temperature_episodes
+            self.learner.config.router_temperature_episodes = self.learner.router.temperature_episodes = episodes
         self.groups = ParameterGroups(self.learner)
         optimisers = create_optimisers(self.groups, arguments)
         for optimiser in optimisers:
@@ -181,7 +183,7 @@ class MetaTrainer:
             optimiser.zero_grad(set_to_none=True)
         clamp_gates(self.groups)
         self.skipped_in_a_row = 0
-        statistics = {name: self.learner.statistics[name].item() for name in ("accuracy", "sparsity")}
+        statistics = {name: self.learner.statistics[name].item() for name in self.learner.logged}
         self._window.append({"loss": loss.item() * self.accelerator.num_processes} | statistics)
 
     def learning_rate_factor(self, step: int) -> float:
@@ -195,7 +197,7 @@ class MetaTrainer:
         """Seconds of one update, by trying the next, or 0 where none is left; everything is left as it was."""
         if self.step >= self.arguments.max_steps:
             return 0.0
-        arrays = [*self.learner.buffers(), self.learner.multipliers]
+        arrays = [*self.learner.buffers(), *self.groups.multipliers.values()]
         before = [array.detach().clone() for array in arrays]
         episodes = next(self._batches(workers=0))
         started = time.perf_counter()
@@ -325,7 +327,7 @@ class MetaTrainer:
         self._window = []
         self.log.append(record)
         self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=self.step)
-        return f"accuracy {record['accuracy']:.3f}, loss {record['loss']:.3f}, sparsity {record['sparsity']:.3f}"
+        return ", ".join(f"{name} {record[name]:.3f}" for name in ("loss", *self.learner.logged))
 
     def _validate(self) -> None:
         device, episodes = self.accelerator.device, self.validation_episodes
@@ -357,24 +359,11 @@ class MetaTrainer:
             num_tasks = min(self.arguments.episodes_per_merge, share)
             compile_interpolation(self.learner.model, num_tasks=num_tasks, training=True)
 
-    def _set_temperature_episodes(self) -> None:
-        episodes = self.arguments.router_temperature_episodes
-        self.learner.config.router_temperature_episodes = episodes
-        if self.learner.router is not None:
-            self.learner.router.temperature_episodes = episodes
-
     def _warn_of_failure(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        target, statistics = self.learner.config.target_sparsity, self.learner.statistics
-        if self.learner.constrains_sparsity and statistics:
-            sparsity = statistics["sparsity"].item()
-            if abs(sparsity - target) > SPARSITY_TOLERANCE:
-                logger.warning("training ended at a sparsity of %.3f; the target was %.3f", sparsity, target)
-        if self.learner.router is not None and statistics:
-            weights = statistics["expert_weights"]
-            if (weights - 1 / len(weights)).abs().max() < EVEN_TOLERANCE:
-                logger.warning("expert weights stayed even: the router did not learn to tell tasks apart")
+        for warning in self.learner.warnings():
+            logger.warning(warning)
         if self.skipped:
             logger.warning("%d updates were left out: their loss was not finite", self.skipped)
 

@@ -187,8 +187,9 @@ class SMATModel(BaseTuner):
         self, peft_config: SMATConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
     ) -> list[str]:
         targeted = targeted_parameters(peft_config, model)
-        for path, module, name in targeted:
-            parent = model.get_submodule(path.rpartition(".")[0]) if path else module
+        for path, _, name in targeted:
+            module = model.get_submodule(path)  # by now its wrapper, where another of its parameters came before
+            parent = model.get_submodule(path.rpartition(".")[0])
             with _meta_parameters(low_cpu_mem_usage):
                 self._create_and_replace(
                     peft_config, adapter_name, module, path.rpartition(".")[2], parent, path, parameter_name=name

@@ -63,7 +63,7 @@ from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import refuse_other_run
 from smat_peft.meta_tuning.trainer import MetaTrainer, create_accelerator
 from smat_peft.sharing.model_card import write_model_card
-from smat_peft.tuner.tasks import has_experts, sparsity
+from smat_peft.tuner.tasks import has_experts, merged_sparsity, sparsity
 
 CARD, METRICS, CURVES = "README.md", "metrics.json", "curves.png"  # beside the adapter
 
@@ -295,6 +295,8 @@ def _write_results(
     settings: dict[str, Any] = {name: value for part in arguments for name, value in vars(part).items()}
     report = {} if evaluation is None else report_as_dict(evaluation)
     closed = sparsity(model, training=False).tolist() if has_experts(model) else []
+    if has_experts(model):
+        figures["merged_sparsity"] = merged_sparsity(model)
     results = {
         "settings": settings,
         "evaluation": report,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.compiled import COUNTS, Count, Merge, compile_passes
 from smat_peft.experts.counting import expected_open_gates, open_gates
+from smat_peft.experts.gates import gate_values
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights, Router, even_weights
 from smat_peft.tuner.config import SMATConfig
@@ -227,6 +228,17 @@ def sparsity(model: nn.Module, *, training: bool | None = None) -> Tensor:
         for layer, name, gates in adapter_gates(model, adapter_name)
     )
     return 1 - counts / adapted_size(model)
+
+
+@torch.no_grad()
+def merged_sparsity(model: nn.Module) -> float:
+    """Share of scalars that no expert of the active adapter changes, by the gates of evaluation (METHOD 4)."""
+    adapter_name = active_adapter(model)
+    reached = 0.0
+    for layer, name, gates in adapter_gates(model, adapter_name):
+        is_open = gate_values(gates, layer.gate_temperature(adapter_name, training=False)) > 0
+        reached += int(is_open.any(0).sum()) * _covered(layer, adapter_name, name)
+    return 1 - reached / adapted_size(model)
 
 
 def expected_l0(model: nn.Module) -> Tensor:

@@ -1,0 +1,108 @@
+"""Looking at the episodes that are reported: once for each row, training seed and adaptation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from comparison.rows import (
+    FITTING_EPISODES,
+    FIVE_SHOT,
+    QUERIES,
+    REGRESSION,
+    SHOTS,
+    SMAT,
+    SMAT_EVEN,
+    SMAT_MEAN,
+    TUNING_EPISODES,
+    WAYS,
+)
+from torch import Tensor, nn
+
+from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.episodes import Episode, ImageCache, load_domain, load_image_transform
+from smat_peft.episodes.builtin import ROLES
+from smat_peft.episodes.cache import DEFAULT_MEBIBYTES
+from smat_peft.episodes.fixed import FixedEpisodes
+from smat_peft.evaluation import EvaluationDomain, Predictor, evaluate, mean_expert_weights, prototype_predictor
+from smat_peft.experts.router import even_weights
+from smat_peft.few_shot import Adaptation
+from smat_peft.few_shot.backbone import frozen_features
+from smat_peft.few_shot.loading import load_model
+from smat_peft.few_shot.regression import frozen_regression
+from smat_peft.tuner.tasks import adapter_config
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look: a row trained with a seed, or the backbone, by one adaptation.
+
+    Attributes:
+        name: Of the row.
+        seed: Its training seed; None for the backbone.
+        folder: Its adapter; None for the backbone.
+        kind: The adaptation, one of `SHOTS`.
+        episodes: Of each domain.
+    """
+
+    name: str
+    seed: int | None
+    folder: Path | None
+    kind: str
+    episodes: int
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.kind}" + ("" if self.seed is None else f", seed {self.seed}")
+
+
+def take_look(look: Look, results: Path, threads: int) -> str:
+    """Evaluate on all domains and keep the records in a folder of `results`; returns what was looked at.
+
+    What was measured before is not measured again.
+    """
+    torch.set_num_threads(threads)
+    model, transform = load_model(DEMO_BACKBONE, look.folder), load_image_transform(DEMO_BACKBONE)
+    domains = [
+        EvaluationDomain(role, load_domain(f"builtin:{name}"), "test" if role == "id" else "all")
+        for role, names in ROLES.items()
+        for name in names
+    ]
+    trained_on = [domain for role, domain, _ in domains if role == "id"]
+    takes_steps = look.kind in ("full", "lora")
+    shape: dict[str, Any] = {"ways": WAYS, "shots": SHOTS[look.kind], "queries": QUERIES, "transform": transform}
+    shape["cache"] = ImageCache(DEFAULT_MEBIBYTES)
+    count = TUNING_EPISODES if takes_steps else FITTING_EPISODES
+    validation = FixedEpisodes(trained_on, "validation", count, seed=1, **shape)
+    predictors: dict[str, Any] = {look.name: prototype_predictor(model)}
+    if look.folder is None and not takes_steps:
+        predictors[REGRESSION] = regression_predictor(model)
+    if look.name == SMAT and look.kind != FIVE_SHOT and not takes_steps:
+        even = even_weights(adapter_config(model).num_experts).weights
+        predictors[SMAT_EVEN] = prototype_predictor(model, even)
+        predictors[SMAT_MEAN] = prototype_predictor(model, mean_expert_weights(model, validation))
+    evaluate(
+        predictors,
+        domains,
+        episodes=look.episodes,
+        adaptation=Adaptation(look.kind) if takes_steps else Adaptation("prototype"),
+        rate_selection="validation" if takes_steps else "given",
+        validation=validation,
+        training_seed=look.seed,
+        output_dir=results / look.kind.replace(" ", "-"),
+        progress=False,
+        **shape,
+    )
+    return str(look)
+
+
+def regression_predictor(model: nn.Module) -> Predictor:
+    """Logistic regression on frozen features."""
+
+    def predict(episode: Episode) -> Tensor:
+        support, query = (frozen_features(model, images).numpy() for images in (episode.support, episode.query))
+        fitted = frozen_regression().fit(support, episode.support_labels.numpy())
+        return torch.from_numpy(fitted.predict_log_proba(query))
+
+    return predict

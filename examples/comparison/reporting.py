@@ -1,0 +1,198 @@
+"""Tables, claims and a picture from the records that are there; all of it again each time, so that a part is enough."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from comparison.rows import CLAIMS, REGRESSION, ROWS, SHOTS, SMAT_EVEN, SMAT_MEAN
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, pair_records
+from smat_peft.evaluation.record_files import read_records
+
+from smat_peft.evaluation.claims import Judgement, Measured, judge
+from smat_peft.evaluation.predictors import BACKBONE
+from smat_peft.evaluation.records import ROLE_TITLES, Record, Role
+from smat_peft.evaluation.tables import render_table
+
+ORDER = (BACKBONE, REGRESSION, *ROWS, SMAT_EVEN, SMAT_MEAN)
+ABOUT = ("density", "of all experts", "rate", "minutes", "seeds")
+RUNS = "runs.json"  # what is to be known of the runs, kept beside their records
+COLOURS = {"id": "#0072B2", "dev_ood": "#E69F00", "test_ood": "#D55E00"}  # Okabe and Ito 2008
+
+
+def report(results: Path) -> str:
+    """The whole report in Markdown; also written beside the records, with its figures as JSON and a picture."""
+    measured = read_all(results)
+    runs = json.loads((results / RUNS).read_text(encoding="utf-8"))
+    kinds = [kind for kind in SHOTS if (BACKBONE, kind) in measured]
+    differences = {
+        key: pair_records(records, measured[BACKBONE, key[1]])
+        for key, records in measured.items()
+        if key[0] != BACKBONE and key[1] in kinds
+    }
+    judgements = [judge(claim, measured) for claim in CLAIMS]
+    parts = [claims_table(judgements)]
+    for kind in kinds:
+        parts += [f"### {_title(kind, measured)}", averages_table(kind, measured, differences, runs["runs"])]
+    if kinds:
+        parts += ["### Per domain, by prototypes", domains_table(measured, differences)]
+    text = "\n\n".join(parts) + "\n"
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "comparison.md").write_text(text, encoding="utf-8")
+    (results / "comparison.json").write_text(json.dumps(as_json(differences, judgements), indent=1), encoding="utf-8")
+    if differences:
+        draw(differences, results / "comparison.png")
+    return text
+
+
+def read_all(results: Path) -> Measured:
+    """The records of every look, by row and adaptation."""
+    measured: dict[tuple[str, str], list[Record]] = {}
+    for kind in SHOTS:
+        folder = results / kind.replace(" ", "-")
+        for record in read_records(folder).records if any(folder.glob("*.parquet")) else ():
+            measured.setdefault((record.predictor, kind), []).append(record)
+    return {key: measured[key] for key in sorted(measured, key=lambda key: (list(SHOTS).index(key[1]), _place(key[0])))}
+
+
+def claims_table(judgements: Sequence[Judgement]) -> str:
+    """A line for each claim: the verdict, and the differences that it is made of."""
+    rows = [
+        [
+            f"SMAT: {judgement.claim.sentence}",
+            judgement.verdict or "not measured",
+            "; ".join(
+                f"{comparison.baseline[0]} {format_interval(interval)}"
+                for comparison, interval in judgement.intervals.items()
+            ),
+        ]
+        for judgement in judgements
+    ]
+    return render_table(["claim", "verdict", "SMAT minus, in points"], rows, "<<<", "markdown")
+
+
+def averages_table(
+    kind: str, measured: Measured, differences: dict[tuple[str, str], PairedDifferences], runs: Sequence[dict[str, Any]]
+) -> str:
+    """A line for each row: averages over the domains of a role, and their differences to the backbone."""
+    header = ["", *(part for title in ROLE_TITLES.values() for part in (title, "to backbone"))]
+    rows = []
+    for name, _ in (key for key in measured if key[1] == kind):
+        cells = [name]
+        for role in ROLE_TITLES:
+            cells.append(f"{100 * average(measured[name, kind], role):.1f}")
+            paired = differences.get((name, kind))
+            cells.append("" if paired is None else format_interval(paired.interval(paired.domains(role))))
+        rows.append([*cells, *_about(name, runs)])
+    header += ABOUT
+    return render_table(header, rows, "<" + ">" * (len(header) - 1), "markdown")
+
+
+def domains_table(measured: Measured, differences: dict[tuple[str, str], PairedDifferences]) -> str:
+    """Differences to the backbone on each domain, by prototypes."""
+    backbone = measured[BACKBONE, "prototype"]
+    domains = {record.domain: record.role for record in backbone}
+    names = [name for name, kind in differences if kind == "prototype"]
+    rows = [
+        [
+            domain,
+            ROLE_TITLES[role],
+            f"{100 * statistics.fmean(record.accuracy for record in backbone if record.domain == domain):.1f}",
+            *(format_interval(differences[name, "prototype"].interval(domain)) for name in names),
+        ]
+        for domain, role in domains.items()
+    ]
+    return render_table(["domain", "role", BACKBONE, *names], rows, "<<" + ">" * (1 + len(names)), "markdown")
+
+
+def as_json(differences: dict[tuple[str, str], PairedDifferences], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """The same as plain data, shares from 0 to 1."""
+    return {
+        "differences_to_the_backbone": [
+            {"row": name, "adaptation": kind, "role": role, **vars(paired.interval(paired.domains(role)))}
+            for (name, kind), paired in differences.items()
+            for role in ROLE_TITLES
+        ],
+        "claims": [
+            {
+                "claim": judgement.claim.sentence,
+                "verdict": judgement.verdict,
+                "differences": [
+                    {**comparison._asdict(), **vars(interval)} for comparison, interval in judgement.intervals.items()
+                ],
+            }
+            for judgement in judgements
+        ],
+    }
+
+
+def draw(differences: dict[tuple[str, str], PairedDifferences], path: Path) -> None:
+    """Differences to the backbone by prototypes with their intervals, and the seeds as small marks."""
+    names = [name for name, kind in differences if kind == "prototype"][::-1]
+    figure = Figure(figsize=(8, 1.4 + 0.34 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for shift, (role, colour) in zip((0.22, 0.0, -0.22), COLOURS.items(), strict=True):
+        for place, name in enumerate(names):
+            paired = differences[name, "prototype"]
+            interval = paired.interval(paired.domains(role))  # type: ignore[arg-type]
+            y = place + shift
+            axes.plot([100 * interval.low, 100 * interval.high], [y, y], color=colour, linewidth=2)
+            axes.plot([100 * seed for seed in interval.per_seed], [y] * len(interval.per_seed), "|", color=colour)
+            label = ROLE_TITLES[role] if place == 0 else None  # type: ignore[index]
+            axes.plot(100 * interval.mean, y, "o", color=colour, markersize=5, label=label)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("accuracy minus the backbone's, points; 95 % interval; marks: training seeds")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    figure.savefig(path, dpi=150)
+
+
+def format_interval(interval: Interval) -> str:
+    """A difference in points: `+2.1 [+1.4, +2.9]`."""
+    mean, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def average(records: Iterable[Record], role: Role) -> float:
+    """Mean over the domains of a role of the mean accuracy over seeds and episodes."""
+    by_domain: dict[str, list[float]] = {}
+    for record in records:
+        if record.role == role:
+            by_domain.setdefault(record.domain, []).append(record.accuracy)
+    return statistics.fmean(statistics.fmean(accuracies) for accuracies in by_domain.values())
+
+
+def _about(name: str, runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Density of an expert's gates and of all together, learning rate, minutes of training, seeds."""
+    own = [run for run in runs if run["row"] == name]
+    if not own:
+        return [""] * len(ABOUT)
+    closed = [statistics.fmean(run["sparsity"]) for run in own if run["sparsity"]]
+    merged = [run["merged_sparsity"] for run in own if "merged_sparsity" in run]
+    if "density_of_delta" in own[0]:
+        closed = merged = [1 - run["density_of_delta"] for run in own]
+    return [
+        f"{1 - statistics.fmean(closed):.2f}" if closed else "",
+        f"{1 - statistics.fmean(merged):.2f}" if merged else "",
+        f"{own[0]['delta_lr']:g}",
+        f"{statistics.fmean(run['training_seconds'] for run in own) / 60:.1f}",
+        str(len(own)),
+    ]
+
+
+def _title(kind: str, measured: Measured) -> str:
+    records = measured[BACKBONE, kind]
+    count = max(record.index for record in records) + 1
+    return f"By {kind}: 5-way {SHOTS[kind]}-shot, {count} episodes a domain"
+
+
+def _place(name: str) -> int:
+    return ORDER.index(name) if name in ORDER else len(ORDER)

@@ -1,0 +1,96 @@
+"""What is compared with what, on which episodes, and the claims that the comparison is to judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smat_peft.evaluation.claims import Claim, Comparison
+from smat_peft.evaluation.predictors import BACKBONE, EVEN_MIX, FIXED_MEAN
+from smat_peft.evaluation.records import Role
+
+SEARCH_SEED = 100  # of the runs that rates are chosen by; none of those that are compared
+RATES = (0.05, 0.2, 0.8)  # of the delta
+LORA_RATES = (5e-4, 2e-3, 8e-3)  # AdamW's
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method as it is compared.
+
+    Attributes:
+        method: The meta-tuner's `--method`.
+        words: Further arguments of it.
+        rate_of: The row that its learning rate was chosen for; its own by default.
+        base: The row whose adapter it changes without any training.
+    """
+
+    method: str
+    words: tuple[str, ...] = ()
+    rate_of: str | None = None
+    base: str | None = None
+
+
+SMAT, DENSE, TAUGHT, WISE = "SMAT", "dense (PMF)", "dense + teachers", "WiSE-FT"
+UNTAUGHT, ALONE = "SMAT without teachers", "SMAT, one expert"
+ROWS: dict[str, Row] = {
+    SMAT: Row("smat"),
+    DENSE: Row("dense"),
+    TAUGHT: Row("dense-teachers"),
+    WISE: Row("wise-ft", base=DENSE),
+    "dense, pruned": Row("dense-pruned", base=DENSE),
+    UNTAUGHT: Row("smat", ("--distillation_weight=0",), rate_of=SMAT),
+    ALONE: Row("smat", ("--num_experts=1",), rate_of=SMAT),
+    "random experts": Row("random"),
+    "soft merge": Row("soft-merge"),
+    "magnitude": Row("magnitude"),
+    "attention": Row("attention"),
+    "MLP": Row("mlp"),
+    "first layers": Row("first-layers"),
+    "last layers": Row("last-layers"),
+    "LayerNorm": Row("norms"),
+    "biases": Row("biases"),
+    "LoRA": Row("lora"),
+}
+HAS_ITS_OWN_SPARSITY = ("smat", "soft-merge", "dense", "dense-teachers", "wise-ft", "lora")
+QUICK_ROWS = (SMAT, DENSE, "random experts")
+QUICK_RATES = {SMAT: 0.2, DENSE: 0.05}  # where nothing was searched; the second of the row's own otherwise
+FINE_TUNED = (SMAT, DENSE, TAUGHT)  # and the backbone: also by gradient steps on the support
+
+REGRESSION = f"{BACKBONE}, logistic regression"
+SMAT_EVEN, SMAT_MEAN = f"{SMAT}, {EVEN_MIX}", f"{SMAT}, {FIXED_MEAN}"
+
+WAYS, QUERIES = 5, 5
+SHOTS = {"prototype": 1, "prototypes of 5 shots": 5, "full": 5, "lora": 5}  # one image is too little to take steps on
+FIVE_SHOT = "prototypes of 5 shots"
+FITTING_EPISODES = 10  # of each training domain's validation classes, for temperatures
+TUNING_EPISODES = 2  # and for rates of fine-tuning
+
+
+def _on(role: Role, *baselines: str, kind: str = "prototype", margin: float = 0.0) -> list[Comparison]:
+    return [Comparison((SMAT, kind), (baseline, kind), role, margin) for baseline in baselines]
+
+
+def _main_claims(kind: str, dense: tuple[str, ...]) -> list[Claim]:
+    after = "" if kind == "prototype" else f"after {kind} adaptation: "
+    return [
+        Claim(f"{after}above the backbone on ID", _on("id", BACKBONE, kind=kind)),
+        Claim(f"{after}at most 1 point below dense on ID", _on("id", DENSE, kind=kind, margin=0.01)),
+        Claim(f"{after}above the backbone on OOD", _on("test_ood", BACKBONE, kind=kind)),
+        Claim(f"{after}above {', '.join(dense)} on OOD", _on("test_ood", *dense, kind=kind)),
+    ]
+
+
+HAND_DESIGNED = [name for name, row in ROWS.items() if row.method not in HAS_ITS_OWN_SPARSITY and row.base is None]
+CLAIMS = [  # each begins "SMAT is" in a reader's mind
+    *_main_claims("prototype", (DENSE, TAUGHT, WISE)),
+    *_main_claims("full", (DENSE, TAUGHT)),
+    *_main_claims("lora", (DENSE, TAUGHT)),
+    Claim(
+        "without a gradient step above the backbone with LoRA adaptation on OOD",
+        [Comparison((SMAT, FIVE_SHOT), (BACKBONE, "lora"), "test_ood")],
+    ),
+    Claim("learned gates above every hand-designed pattern on OOD", _on("test_ood", *HAND_DESIGNED)),
+    Claim("teachers help on OOD", _on("test_ood", UNTAUGHT)),
+    Claim("more experts help on OOD", _on("test_ood", ALONE)),
+    Claim("routing beats an even mix on OOD", _on("test_ood", SMAT_EVEN)),
+]

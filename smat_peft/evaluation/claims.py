@@ -1,0 +1,72 @@
+"""Claims about methods, judged by the records of their evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from smat_peft.evaluation.bootstrap import Interval, Verdict, pair_records, verdict
+from smat_peft.evaluation.records import Record, Role
+
+Measured = Mapping[tuple[str, str], Sequence[Record]]
+"""Records of all training seeds by method and adaptation."""
+
+
+class Comparison(NamedTuple):
+    """A method is better than a baseline on the domains of a role, or worse by less than `margin` (a share).
+
+    Each may be followed by an adaptation: `("SMAT", "lora")`.
+    """
+
+    method: str | tuple[str, str]
+    baseline: str | tuple[str, str]
+    role: Role
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that holds if all of its comparisons do."""
+
+    sentence: str
+    comparisons: Sequence[Comparison]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What records say of a claim; `None` in place of a verdict where some are missing.
+
+    Attributes:
+        claim: The claim.
+        intervals: By comparison, of the difference in accuracy; of those that could be made.
+        verdict: `"does not hold"` if that is so for one comparison.
+    """
+
+    claim: Claim
+    intervals: dict[Comparison, Interval]
+    verdict: Verdict | None
+
+
+def judge(claim: Claim, measured: Measured) -> Judgement:
+    """Judge a claim.
+
+    Raises:
+        DataError: Two methods were not measured on the same episodes, or were trained with other seeds.
+    """
+    intervals = {}
+    for comparison in claim.comparisons:
+        ours, theirs = (_key(side) for side in (comparison.method, comparison.baseline))
+        if ours in measured and theirs in measured:
+            differences = pair_records(measured[ours], measured[theirs])
+            intervals[comparison] = differences.interval(differences.domains(comparison.role))
+    verdicts = {verdict(interval, -comparison.margin) for comparison, interval in intervals.items()}
+    if "does not hold" in verdicts:
+        return Judgement(claim, intervals, "does not hold")
+    if len(intervals) < len(claim.comparisons):
+        return Judgement(claim, intervals, None)
+    return Judgement(claim, intervals, "holds" if verdicts == {"holds"} else "undecided")
+
+
+def _key(side: str | tuple[str, str]) -> tuple[str, str]:
+    return (side, "prototype") if isinstance(side, str) else side

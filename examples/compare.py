@@ -19,12 +19,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from tqdm import tqdm
+
 from comparison.measuring import Look, take_look
 from comparison.reporting import RUNS, report
 from comparison.rows import FINE_TUNED, QUICK_ROWS, ROWS, SHOTS
 from comparison.training import Study, train_all
-from tqdm import tqdm
-
 from smat_peft.evaluation.predictors import BACKBONE
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from comparison.rows import (
     FITTING_EPISODES,
     FIVE_SHOT,
@@ -19,8 +21,6 @@ from comparison.rows import (
     TUNING_EPISODES,
     WAYS,
 )
-from torch import Tensor, nn
-
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.episodes import Episode, ImageCache, load_domain, load_image_transform
 from smat_peft.episodes.builtin import ROLES

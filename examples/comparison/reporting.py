@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison.rows import CLAIMS, REGRESSION, ROWS, SHOTS, SMAT_EVEN, SMAT_MEAN
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, pair_records
-from smat_peft.evaluation.record_files import read_records
 
+from comparison.rows import CLAIMS, REGRESSION, ROWS, SHOTS, SMAT_EVEN, SMAT_MEAN
+from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, pair_records
 from smat_peft.evaluation.claims import Judgement, Measured, judge
 from smat_peft.evaluation.predictors import BACKBONE
+from smat_peft.evaluation.record_files import read_records
 from smat_peft.evaluation.records import ROLE_TITLES, Record, Role
 from smat_peft.evaluation.tables import render_table
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comparison.rows import HAS_ITS_OWN_SPARSITY, LORA_RATES, QUICK_RATES, RATES, ROWS, SEARCH_SEED, SMAT
 from tqdm import tqdm
 
+from comparison.rows import HAS_ITS_OWN_SPARSITY, LORA_RATES, QUICK_RATES, RATES, ROWS, SEARCH_SEED, SMAT
 from smat_peft.assets import DEMO_RECIPE
 
 METRICS = "metrics.json"

@@ -46,12 +46,12 @@ from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform, load_image_transform
 from smat_peft.episodes.sampling import EpisodeSampler, can_serve
 from smat_peft.errors import CheckpointError, ConfigurationError, DataError
+from smat_peft.evaluation.fitting import mean_accuracy
 from smat_peft.evaluation.plots import plot_curves
 from smat_peft.evaluation.predictors import (
     BACKBONE,
     SMAT,
     default_predictors,
-    mean_accuracy,
     mean_expert_weights,
     prototype_predictor,
 )
@@ -237,7 +237,7 @@ def _finish(
     """What the method does after training, and the accuracies by which choices are made: never those of a test."""
 
     def accuracies() -> dict[str, float]:
-        predict = prototype_predictor(model if has_experts(model) else model.get_base_model())
+        predict = prototype_predictor(model)
         named = {"validation": validation, "dev_ood": development}
         return {name: mean_accuracy(predict, episodes) for name, episodes in named.items() if len(episodes)}
 
@@ -265,12 +265,8 @@ def _evaluate(
     if arguments.method == "smat":
         mean = mean_expert_weights(model, validation) if len(validation) else None
         predictors = default_predictors(model, mean_experts=mean)
-    elif has_experts(model):
-        predictors = {BACKBONE: prototype_predictor(model, "none"), arguments.method: prototype_predictor(model)}
     else:
-        backbone = load_backbone(arguments.model_name_or_path)
-        adapted = prototype_predictor(model.get_base_model())
-        predictors = {BACKBONE: prototype_predictor(backbone), arguments.method: adapted}
+        predictors = {BACKBONE: prototype_predictor(model, "none"), arguments.method: prototype_predictor(model)}
     return evaluate(
         predictors,
         measured,

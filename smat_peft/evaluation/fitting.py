@@ -65,7 +65,10 @@ def mean_accuracy(predictor: Predictor, episodes: Iterable[Episode]) -> float:
         DataError: There are no episodes.
     """
     shares = [
-        (predict("the model", predictor, episode).logits.argmax(-1) == episode.query_labels.cpu()).double().mean().item()
+        (predict("the model", predictor, episode).logits.argmax(-1) == episode.query_labels.cpu())
+        .double()
+        .mean()
+        .item()
         for episode in episodes
     ]
     if not shares:

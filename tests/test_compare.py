@@ -1,0 +1,174 @@
+"""The comparison of methods: what is run, what is chosen by, and what is said in the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from comparison import training
+from comparison.measuring import Look, take_look
+from comparison.reporting import RUNS, read_all, report
+from comparison.rows import CLAIMS, DENSE, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, WISE
+from comparison.training import Study, train_all
+from smat_peft.evaluation import Record
+from smat_peft.evaluation.claims import Claim, Comparison, judge
+from smat_peft.evaluation.predictors import BACKBONE
+from smat_peft.evaluation.record_files import write_records
+from smat_peft.evaluation.records import Evaluation, Role
+
+
+def study(folder: Path, rows: Any = tuple(ROWS), quick: bool = False, seeds: int = 2) -> Study:
+    return Study(argparse.Namespace(rows=rows, quick=quick, seeds=seeds, runs_dir=folder))
+
+
+def finish(folder: Path, **figures: Any) -> None:
+    """As a run of the meta-tuner leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    common: dict[str, Any] = {"sparsity": [0.6, 0.8], "validation_accuracy": 0.5, "dev_ood_accuracy": 0.5}
+    common |= {"settings": {"delta_lr": 0.2}, "training_seconds": 60.0, "merged_sparsity": 0.5}
+    (folder / "metrics.json").write_text(json.dumps(common | figures))
+
+
+def test_the_rate_is_the_one_that_scores_best_on_validation_classes_and_dev_domains(tmp_path: Path) -> None:
+    compared = study(tmp_path)
+    for run, validation, dev in zip(compared.search(DENSE), (0.9, 0.7, 0.5), (0.1, 0.6, 0.7), strict=True):
+        finish(run.folder, validation_accuracy=validation, dev_ood_accuracy=dev)
+    assert compared.rate(DENSE) == RATES[1]
+    assert compared.rate(WISE) == RATES[1]  # what it changes was trained with that one
+
+
+def test_a_row_of_a_given_sparsity_waits_for_smat_and_gets_the_sparsity_of_its_evaluated_gates(tmp_path: Path) -> None:
+    compared = study(tmp_path, quick=True)
+    run = compared.train("random experts", 1)
+    assert not run.is_ready
+    finish(compared.folder(SMAT, 0), sparsity=[0.1])
+    assert not run.is_ready
+    finish(compared.folder(SMAT, 1))
+    assert run.is_ready
+    assert "--target_sparsity=0.7000" in run.words()
+    assert not any("sparsity" in word for word in compared.train(DENSE, 1).words())
+
+
+def test_what_is_made_of_an_adapter_waits_for_it_and_is_not_trained(tmp_path: Path) -> None:
+    compared = study(tmp_path, quick=True)
+    run = compared.train(WISE, 0)
+    assert not run.is_ready
+    finish(compared.folder(DENSE, 0))
+    assert {"--max_steps=0", f"--adapter_name_or_path={compared.folder(DENSE, 0)}"} <= set(run.words())
+
+
+def test_every_row_has_as_many_trials_and_one_run_a_seed(tmp_path: Path) -> None:
+    runs = study(tmp_path, seeds=3).runs()
+    assert len({run.folder for run in runs}) == len(runs)
+    trials = [run for run in runs if "search" in run.folder.parts]
+    assert len(trials) == 13 * len(RATES)  # the others take over a rate
+    assert len(runs) - len(trials) == 3 * len(ROWS)
+
+
+def test_runs_that_are_done_are_not_done_again_and_bases_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Path] = []
+
+    def start(run: training.Run, jobs: int) -> subprocess.Popen[bytes]:
+        run.words()
+        started.append(run.folder)
+        finish(run.folder)
+        (run.folder / "checkpoint-1").mkdir()
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(training, "_start", start)
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+    compared = study(tmp_path, quick=True, seeds=1)
+    finish(compared.folder("LoRA", 0))
+    train_all(compared.runs(), 2)
+    assert len(started) == len(ROWS) - 1
+    assert started.index(compared.folder(DENSE, 0)) < started.index(compared.folder(WISE, 0))
+    assert not list(tmp_path.rglob("checkpoint-*"))
+    train_all(compared.runs(), 2)
+    assert len(started) == len(ROWS) - 1
+
+
+def test_a_run_that_fails_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: training.Run, jobs: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+
+    monkeypatch.setattr(training, "_start", fail)
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+    with pytest.raises(SystemExit, match="smat failed; see .*run.log"):
+        train_all(study(tmp_path, [SMAT], quick=True, seeds=1).runs(), 1)
+
+
+def records(name: str, accuracy: float, seeds: Any, noise: float = 0.01) -> list[Record]:
+    roles: dict[str, Role] = {"greek": "id", "hebrew": "dev_ood", "arabic": "test_ood"}
+    draws = np.random.default_rng(abs(hash(name)) % 1000)
+    return [
+        Record(name, domain, role, index, 5, 5, 25, accuracy + noise * float(draws.normal()), seed=seed)
+        for seed in seeds
+        for domain, role in roles.items()
+        for index in range(20)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("difference", "margin", "expected"),
+    [(0.1, 0.0, "holds"), (-0.1, 0.0, "does not hold"), (0.0, 0.0, "undecided"), (-0.1, 0.2, "holds")],
+)
+def test_a_claim_is_judged_by_the_interval_of_the_difference(difference: float, margin: float, expected: str) -> None:
+    draws = np.random.default_rng(0)
+    measured = {
+        (SMAT, "prototype"): records(SMAT, 0.5 + difference, [0, 1], noise=0.05),
+        (DENSE, "prototype"): records(DENSE, 0.5, [0, 1], noise=0.05),
+    }
+    claim = Claim("better", [Comparison(SMAT, DENSE, "test_ood", margin)])
+    assert draws is not None
+    assert judge(claim, measured).verdict == expected
+
+
+def test_one_lost_comparison_loses_a_claim_and_one_that_is_missing_leaves_it_open() -> None:
+    measured = {(name, "prototype"): records(name, value, [0]) for name, value in (("a", 0.6), ("b", 0.5), ("c", 0.9))}
+    won, lost, missing = (Comparison("a", other, "id") for other in ("b", "c", "d"))
+    assert judge(Claim("", [won]), measured).verdict == "holds"
+    assert judge(Claim("", [won, missing]), measured).verdict is None
+    assert judge(Claim("", [won, lost, missing]), measured).verdict == "does not hold"
+
+
+def test_the_report_says_of_every_claim_what_the_records_say(tmp_path: Path) -> None:
+    everything = [*records(BACKBONE, 0.5, [None]), *records(SMAT, 0.6, [0, 1]), *records(DENSE, 0.62, [0, 1])]
+    write_records(tmp_path / "prototype", Evaluation(everything))
+    run = {"row": SMAT, "seed": 0, "sparsity": [0.7], "merged_sparsity": 0.5, "delta_lr": 0.2, "training_seconds": 90.0}
+    (tmp_path / RUNS).write_text(json.dumps({"search": {}, "runs": [run]}))
+    text = report(tmp_path)
+    line = {claim.sentence: next(line for line in text.splitlines() if claim.sentence in line) for claim in CLAIMS}
+    assert "| holds " in line["above the backbone on ID"]
+    assert "| does not hold " in line["at most 1 point below dense on ID"]
+    assert "| not measured " in line["teachers help on OOD"]
+    row = next(line for line in text.splitlines() if line.startswith("| SMAT "))
+    assert "0.30" in row
+    assert "1.5" in row
+    assert (tmp_path / "comparison.png").is_file()
+    assert json.loads((tmp_path / "comparison.json").read_text())["claims"][0]["verdict"] == "holds"
+
+
+def test_a_look_leaves_records_of_every_domain_and_is_not_taken_twice(tmp_path: Path) -> None:
+    look = Look(BACKBONE, None, None, "prototype", 1)
+    take_look(look, tmp_path, 1)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    measured = read_all(tmp_path)
+    assert len({record.domain for record in measured[BACKBONE, "prototype"]}) == 15
+    assert len(measured) == 2
+    take_look(look, tmp_path, 1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == files
+
+
+def test_hand_designed_patterns_are_those_that_are_given_a_sparsity() -> None:
+    assert {"random experts", "magnitude", "attention", "biases"} <= set(HAND_DESIGNED)
+    assert not {SMAT, DENSE, WISE, "LoRA"} & set(HAND_DESIGNED)
+    assert set(QUICK_ROWS) <= set(ROWS)

@@ -111,6 +111,8 @@ def meta_tune(argv: Sequence[str]) -> None:
     check_image_size(model, transform, model_arguments.model_name_or_path)
     cache = ImageCache(arguments.dataloader_cache_mib)
     train, validation, development = _create_episodes(entries, data, arguments, transform, cache)
+    if METHODS[model_arguments.method].finish and not len(validation) + len(development):
+        raise ConfigurationError(f"--method {model_arguments.method} needs --validation_episodes to choose by")
     measured = _measured(entries, data, transform)
     trainer = MetaTrainer(model, arguments, train, validation, accelerator=accelerator)
     plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, measured, threads)
@@ -245,8 +247,6 @@ def _finish(
         return statistics.fmean(accuracies().values())
 
     finish = METHODS[arguments.method].finish
-    if finish is not None and not len(validation) + len(development):
-        raise ConfigurationError(f"--method {arguments.method} needs --validation_episodes to choose by")
     figures = {} if finish is None else finish(model, arguments, score)
     return figures | {f"{name}_accuracy": value for name, value in accuracies().items()}
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from comparison.measuring import Look, take_look
 from comparison.reporting import RUNS, report
 from comparison.rows import FINE_TUNED, QUICK_ROWS, ROWS, SHOTS
+from comparison.suite import freeze
 from comparison.training import Study, train_all
 from smat_peft.evaluation.predictors import BACKBONE
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = arguments.results_dir or (arguments.runs_dir / "results" if arguments.quick else Path("docs/results"))
     study = Study(arguments)
     if not arguments.only_report:
+        freeze(results)
         train_all(study.runs(), arguments.jobs)
         take_looks(list(looks(study)), results, arguments.jobs)
         (results / RUNS).write_text(json.dumps(study.summary(), indent=1), encoding="utf-8")

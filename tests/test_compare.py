@@ -16,6 +16,7 @@ from comparison import training
 from comparison.measuring import Look, take_look
 from comparison.reporting import RUNS, read_all, report
 from comparison.rows import CLAIMS, DENSE, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, WISE
+from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
 from smat_peft.evaluation import Record
 from smat_peft.evaluation.claims import Claim, Comparison, judge
@@ -166,6 +167,16 @@ def test_a_look_leaves_records_of_every_domain_and_is_not_taken_twice(tmp_path: 
     assert len(measured) == 2
     take_look(look, tmp_path, 1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == files
+
+
+def test_records_of_another_suite_are_not_added_to(tmp_path: Path) -> None:
+    freeze(tmp_path)
+    freeze(tmp_path)
+    frozen = json.loads((tmp_path / FROZEN).read_text())
+    assert len(frozen) == 16
+    (tmp_path / FROZEN).write_text(json.dumps(frozen | {"lao": "0"}))
+    with pytest.raises(SystemExit, match="lao differ from"):
+        freeze(tmp_path)
 
 
 def test_hand_designed_patterns_are_those_that_are_given_a_sparsity() -> None:

@@ -1,0 +1,43 @@
+"""The built-in suite and its backbone as they were when the first method was compared: later ones must find the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from smat_peft.assets import demo_backbone
+from smat_peft.episodes import load_domain
+from smat_peft.episodes.builtin import builtin_names
+
+FROZEN = "suite.json"
+
+
+def freeze(results: Path) -> None:
+    """Write down what the suite is, once.
+
+    Raises:
+        SystemExit: It is another one than that of the records in `results`.
+    """
+    found, path = fingerprint(), results / FROZEN
+    if not path.exists():
+        results.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1))
+    frozen = json.loads(path.read_text())
+    differing = sorted(name for name in found.keys() | frozen.keys() if found.get(name) != frozen.get(name))
+    if differing:
+        raise SystemExit(
+            f"error: {', '.join(differing)} differ from what the records in {results} were made with (the images are "
+            "drawn, and other versions of the drawing libraries draw other pixels); choose another --results_dir"
+        )
+
+
+def fingerprint() -> dict[str, str]:
+    """SHA-256 of the backbone's weights, and of the first image of each class of each domain."""
+    found = {"backbone": hashlib.sha256((demo_backbone() / "model.safetensors").read_bytes()).hexdigest()}
+    for name in builtin_names():
+        digest = hashlib.sha256()
+        for class_name, images in load_domain(f"builtin:{name}").class_images.items():
+            digest.update(class_name.encode() + images[0].tobytes())
+        found[name] = digest.hexdigest()
+    return found

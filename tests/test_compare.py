@@ -103,7 +103,7 @@ def test_a_run_that_fails_is_named_with_its_log(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(training, "_start", fail)
     monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
-    with pytest.raises(SystemExit, match="smat failed; see .*run.log"):
+    with pytest.raises(SystemExit, match=r"smat failed; see .*run\.log"):
         train_all(study(tmp_path, [SMAT], quick=True, seeds=1).runs(), 1)
 
 

@@ -1,4 +1,4 @@
-"""The built-in suite and its backbone as they were when the first method was compared: later ones must find the same."""
+"""The built-in suite and its backbone as the first method found them: later ones must find the same."""
 
 from __future__ import annotations
 

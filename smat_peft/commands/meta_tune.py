@@ -290,8 +290,9 @@ def _write_results(
 ) -> None:
     settings: dict[str, Any] = {name: value for part in arguments for name, value in vars(part).items()}
     report = {} if evaluation is None else report_as_dict(evaluation)
-    closed = sparsity(model, training=False).tolist() if has_experts(model) else []
+    closed: list[float] = []
     if has_experts(model):
+        closed = sparsity(model, training=False).tolist()
         figures["merged_sparsity"] = merged_sparsity(model)
     results = {
         "settings": settings,
@@ -303,6 +304,8 @@ def _write_results(
         "log": trainer.log,
     }
     (output_dir / METRICS).write_text(json.dumps(results, indent=1))
+    if not has_experts(model):
+        return  # PEFT has left its own card
     model_arguments = arguments[1]
     method = SMAT if model_arguments.method == "smat" else model_arguments.method
     write_model_card(

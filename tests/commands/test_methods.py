@@ -41,6 +41,7 @@ def test_every_method_trains_is_measured_and_loads_again(run, world, method):
     assert 0 <= figures["dev_ood_accuracy"] <= 1
     model = load_model(world / "vit", folder)
     assert has_experts(model) == (method != "lora")
+    assert ("A SMAT adapter" in (folder / "README.md").read_text()) == (method != "lora")
 
 
 def test_hand_designed_patterns_open_as_much_as_they_were_told_to(run, world):

@@ -9,7 +9,8 @@ from smat_peft.evaluation.predictors import BACKBONE, EVEN_MIX, FIXED_MEAN
 from smat_peft.evaluation.records import Role
 
 SEARCH_SEED = 100  # of the runs that rates are chosen by; none of those that are compared
-RATES = (0.05, 0.2, 0.8)  # of the delta
+RATES = (0.0125, 0.05, 0.2)  # of the delta; at 0.8 SMAT and dense diverged
+FEW_PARAMETERS_RATES = (0.05, 0.2, 0.8)
 LORA_RATES = (5e-4, 2e-3, 8e-3)  # AdamW's
 
 
@@ -22,12 +23,14 @@ class Row:
         words: Further arguments of it.
         rate_of: The row that its learning rate was chosen for; its own by default.
         base: The row whose adapter it changes without any training.
+        rates: The learning rates that are tried.
     """
 
     method: str
     words: tuple[str, ...] = ()
     rate_of: str | None = None
     base: str | None = None
+    rates: tuple[float, ...] = RATES
 
 
 SMAT, DENSE, TAUGHT, WISE = "SMAT", "dense (PMF)", "dense + teachers", "WiSE-FT"
@@ -47,9 +50,9 @@ ROWS: dict[str, Row] = {
     "MLP": Row("mlp"),
     "first layers": Row("first-layers"),
     "last layers": Row("last-layers"),
-    "LayerNorm": Row("norms"),
-    "biases": Row("biases"),
-    "LoRA": Row("lora"),
+    "LayerNorm": Row("norms", rates=FEW_PARAMETERS_RATES),
+    "biases": Row("biases", rates=FEW_PARAMETERS_RATES),
+    "LoRA": Row("lora", rates=LORA_RATES),
 }
 HAS_ITS_OWN_SPARSITY = ("smat", "soft-merge", "dense", "dense-teachers", "wise-ft", "lora")
 QUICK_ROWS = (SMAT, DENSE, "random experts")

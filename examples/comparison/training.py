@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from comparison.rows import HAS_ITS_OWN_SPARSITY, LORA_RATES, QUICK_RATES, RATES, ROWS, SEARCH_SEED, SMAT
+from comparison.rows import HAS_ITS_OWN_SPARSITY, QUICK_RATES, ROWS, SEARCH_SEED, SMAT
 from smat_peft.assets import DEMO_RECIPE
 
 METRICS = "metrics.json"
@@ -74,7 +74,7 @@ class Study:
                 lambda rate=rate: self._words(name, SEARCH_SEED, rate),
                 self._sparsity_needs(name, SEARCH_SEED),
             )
-            for rate in self._rates(name)
+            for rate in ROWS[name].rates
         ]
 
     def train(self, name: str, seed: int) -> Run:
@@ -84,7 +84,7 @@ class Study:
         if row.base is not None:
             needs.append(self.folder(row.base, seed))
         elif not self.arguments.quick:
-            needs += [self._search_folder(row.rate_of or name, rate) for rate in self._rates(row.rate_of or name)]
+            needs += [self._search_folder(row.rate_of or name, rate) for rate in ROWS[row.rate_of or name].rates]
         return Run(self.folder(name, seed), lambda: self._words(name, seed, self.rate(name)), needs)
 
     def folder(self, name: str, seed: int) -> Path:
@@ -94,7 +94,7 @@ class Study:
     def rate(self, name: str) -> float:
         """The learning rate that scored best in a row's search; its second in a quick comparison."""
         searched = ROWS[name].rate_of or ROWS[name].base or name
-        rates = self._rates(searched)
+        rates = ROWS[searched].rates
         if self.arguments.quick:
             return QUICK_RATES.get(searched, rates[1])
         return max(rates, key=lambda rate: selection_score(self._search_folder(searched, rate)))
@@ -104,7 +104,7 @@ class Study:
         searched = {
             name: {f"{rate:g}": selection_score(folder) for rate, folder in trials if (folder / METRICS).is_file()}
             for name in ROWS
-            if (trials := [(rate, self._search_folder(name, rate)) for rate in self._rates(name)])
+            if (trials := [(rate, self._search_folder(name, rate)) for rate in ROWS[name].rates])
         }
         runs = [
             {"row": name, "seed": seed}
@@ -138,9 +138,6 @@ class Study:
 
     def _search_folder(self, name: str, rate: float) -> Path:
         return Path(self.arguments.runs_dir, "search", _slug(name), f"{rate:g}")
-
-    def _rates(self, name: str) -> Sequence[float]:
-        return LORA_RATES if ROWS[name].method == "lora" else RATES
 
     def rows(self) -> list[str]:
         """Names of the rows that are trained: those asked for, SMAT, and what they are made of."""

@@ -228,7 +228,7 @@ def _measured(
     if not data.evaluation_episodes:
         return []
     measured = [entry for entry in entries if can_serve(entry.domain, entry.split, data.evaluation_ways)]
-    for _, domain, split in measured:
+    for _, domain, split, *_ in measured:
         EpisodeSampler([domain], split, data.evaluation_ways, data.evaluation_shots, data.queries, transform=transform)
     return measured
 

@@ -75,7 +75,8 @@ def _what_is_shared(trainer: MetaTrainer, entries: Sequence[EvaluationDomain]) -
 
 def _domain_table(entries: Sequence[EvaluationDomain]) -> str:
     rows = []
-    for role, domain, split in entries:
+    for entry in entries:
+        role, domain, split = entry[:3]
         counts = [len(images) for images in domain.class_images.values()]
         classes = [
             str(len(domain.classes(part))) if role == "id" else ("all" if part == "test" else "-")

@@ -34,11 +34,17 @@ EPISODES_AT_A_TIME = 8  # of each of several processes, which wait for one anoth
 
 
 class EvaluationDomain(NamedTuple):
-    """A domain, what it is for, and whose classes to use: in-distribution the held-out ones, else usually `"all"`."""
+    """A domain, what it is for, and whose classes to use: in-distribution the held-out ones, else usually `"all"`.
+
+    Its own numbers of classes and of images of each class, where it has them, go before those of [`evaluate`].
+    """
 
     role: Role
     domain: Domain
     split: Split
+    ways: int | None = None
+    shots: int | None = None
+    queries: int | None = None
 
 
 def evaluate(
@@ -68,7 +74,7 @@ def evaluate(
             comes back as it was; a function from pixels `[N, 3, H, W]` to features `[N, D]`, which is measured by
             prototypes; or predictors by name (a model among them stands for itself, a feature function goes through
             [`feature_predictor`]), the first of which is the baseline of the differences in a report.
-        domains: Role, domain and split of each domain; names must differ.
+        domains: Role, domain and split of each domain, and its own ways, shots and queries if any; names must differ.
         transform: The model's image transform.
         episodes: Number of episodes of each domain.
         ways: Number of classes; variable (METHOD 10) if not given.
@@ -106,18 +112,18 @@ def evaluate(
     if rate_selection == "validation" and not len(validation):
         raise ConfigurationError("a learning rate is to be chosen on validation episodes, and there are none")
     samplers = {
-        domain.name: EpisodeSampler(
-            [domain],
-            split,
-            ways,
-            shots,
-            queries,
-            domain_seed(seed, domain.name),
+        entry.domain.name: EpisodeSampler(
+            [entry.domain],
+            entry.split,
+            entry.ways or ways,
+            entry.shots or shots,
+            entry.queries or queries,
+            domain_seed(seed, entry.domain.name),
             transform=transform,
             augment=False,
             cache=cache,
         )
-        for _, domain, split in entries
+        for entry in entries
     }
     all_settings: dict[str, Any] = {
         "episodes": episodes,
@@ -129,7 +135,7 @@ def evaluate(
         "adaptation": asdict(adaptation),
         "rate_selection": rate_selection,
         "validation_episodes": len(validation),
-        SPLITS: {domain.name: split for _, domain, split in entries},
+        SPLITS: {entry.domain.name: entry[2:] for entry in entries},
         **(settings or {}),
     }
     folder = Path(output_dir) if output_dir is not None and is_main(accelerator) else None
@@ -151,7 +157,7 @@ def evaluate(
         disable=not progress or not is_main(accelerator),
     )
     with bar:
-        for role, domain, _ in left:
+        for role, domain, *_ in left:
             bar.set_postfix_str(domain.name)
             sampler = samplers[domain.name]
             todo = [index for index in range(episodes) if (domain.name, index) not in done]

@@ -6,6 +6,7 @@ import torch
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.evaluation import Prediction, default_predictors, evaluate, mean_expert_weights, prototype_predictor
+from smat_peft.evaluation.protocol import EvaluationDomain
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.tuner import tasks
 
@@ -51,6 +52,15 @@ def test_accuracies_are_the_share_of_right_queries(make_domain, transform):
     record = evaluation.records[1]
     assert (record.predictor, record.domain, record.role, record.index) == ("oracle", "a", "id", 0)
     assert (record.ways, record.support, record.queries, record.expert_weights) == (5, 10, 20, None)
+
+
+def test_a_domain_s_own_ways_shots_and_queries_go_before_those_of_all(make_domain, transform):
+    domains = [("id", make_domain("a"), "all"), EvaluationDomain("test_ood", make_domain("b"), "all", 4, 2, 3)]
+    evaluation = evaluate(
+        {"oracle": oracle}, domains, transform=transform, episodes=1, ways=6, shots=1, queries=2, progress=False
+    )
+    shapes = {record.domain: (record.ways, record.support, record.queries) for record in evaluation.records}
+    assert shapes == {"a": (6, 6, 12), "b": (4, 8, 12)}
 
 
 def test_episodes_depend_on_the_seed_and_the_domain_alone(make_domain, transform):

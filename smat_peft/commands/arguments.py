@@ -10,10 +10,14 @@ from smat_peft.commands.methods import METHODS
 from smat_peft.episodes.draws import DomainWeights
 from smat_peft.errors import ConfigurationError
 
+DATA_ROOT = "{data_root}"
 DOMAIN_KINDS = (
     "Kinds: builtin:greek, folder:PATH, 'folder:PATH/*' (a domain a folder), hub:NAME[:CONFIG][@SPLIT], disk:PATH, "
     "parquet:PATTERN, h5:ROOT/SOURCE. Options, as far as a kind takes them: ?image=COLUMN&label=COLUMN (hub, disk, "
-    "parquet), splits=FILE, augment=crop,colour,mirror|none."
+    "parquet), splits=FILE, augment=crop,colour,mirror|none. Options of its test episodes, for all kinds: ways=N, "
+    "shots=N, queries=N, which go before --evaluation_ways, --evaluation_shots and --queries; "
+    "classes=test|validation|train|all, by default test of domains that are trained on and all of others; name=NAME "
+    f"in tables. {DATA_ROOT} stands for --data_root."
 )
 
 
@@ -63,6 +67,7 @@ class DataArguments:
             "help": "How often each training domain is drawn: uniform, size (its images), or NAME=WEIGHT of each."
         },
     )
+    data_root: str = field(default="data", metadata={"help": f"What {DATA_ROOT} in the names of domains stands for."})
     on_bad_image: str = field(
         default="error", metadata={"help": "What to do with an unreadable image.", "choices": ["error", "skip"]}
     )

@@ -9,9 +9,11 @@ Any vision model of the Hub on folders of one's own images (each a domain with a
     accelerate launch examples/meta_tune.py --model_name_or_path facebook/dinov2-small \
         --train_domains "folder:data/train/*" --ood_domains "folder:data/other/*" --output_dir outputs/mine
 
-A YAML file of arguments may come first; arguments on the command line go before its own:
+YAML files of arguments may come first. Arguments on the command line go before theirs, and a later file's before an
+earlier one's, so that a protocol (which domains, which test episodes) and settings of training combine:
 
     accelerate launch examples/meta_tune.py recipes/demo.yaml --seed 1 --output_dir outputs/seed-1
+    accelerate launch examples/meta_tune.py recipes/meta_dataset.yaml recipes/dino_vits16.yaml --data_root DATA
 """
 
 from __future__ import annotations
@@ -34,18 +36,17 @@ from transformers import HfArgumentParser
 
 from smat_peft.assets import DEMO_BACKBONE, DEMO_RECIPE
 from smat_peft.commands.arguments import DataArguments, LaunchArguments, ModelArguments
-from smat_peft.commands.checks import check_image_size, check_images, make_output_dir
+from smat_peft.commands.checks import check_image_size, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.methods import METHODS
 from smat_peft.commands.plan import format_plan
-from smat_peft.commands.recipe import recipe_words
+from smat_peft.commands.protocol import load_protocol, with_enough_classes
+from smat_peft.commands.recipe import leading_recipes, recipe_words
 from smat_peft.episodes.cache import ImageCache
-from smat_peft.episodes.domain import MIN_CLASSES, Domain
-from smat_peft.episodes.domains import load_domains
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform, load_image_transform
-from smat_peft.episodes.sampling import EpisodeSampler, can_serve
-from smat_peft.errors import CheckpointError, ConfigurationError, DataError
+from smat_peft.episodes.sampling import EpisodeSampler
+from smat_peft.errors import CheckpointError, ConfigurationError
 from smat_peft.evaluation.fitting import mean_accuracy
 from smat_peft.evaluation.plots import plot_curves
 from smat_peft.evaluation.predictors import (
@@ -56,7 +57,7 @@ from smat_peft.evaluation.predictors import (
     prototype_predictor,
 )
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
-from smat_peft.evaluation.records import Evaluation, Role
+from smat_peft.evaluation.records import Evaluation
 from smat_peft.evaluation.report import format_report, report_as_dict
 from smat_peft.few_shot.loading import load_adapter, load_backbone
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
@@ -72,19 +73,18 @@ Arguments = tuple[MetaTuningArguments, ModelArguments, DataArguments, LaunchArgu
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Arguments from the command line, a YAML file named first on it, or both; the demo's where there are none."""
+    """Arguments from YAML files named first, a later one before an earlier, then the rest; the demo's if none."""
     parser = HfArgumentParser(
         (MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments),
         description=__doc__,
         formatter_class=HelpFormatter,
         prog="meta_tune",
-        usage="%(prog)s [RECIPE.yaml] [--argument value ...]",
+        usage="%(prog)s [RECIPE.yaml ...] [--argument value ...]",
     )
-    words = list(argv)
-    recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else None
-    if recipe is None and not parser.parse_known_args(words)[0].train_domains:
-        recipe = DEMO_RECIPE
-    ahead = [] if recipe is None else recipe_words(recipe, parser)
+    recipes, words = leading_recipes(argv)
+    if not recipes and not parser.parse_known_args(words)[0].train_domains:
+        recipes = [DEMO_RECIPE]
+    ahead = [word for recipe in recipes for word in recipe_words(recipe, parser)]
     method = METHODS[parser.parse_known_args(ahead + words)[0].method]
     *parts, unknown = parser.parse_args_into_dataclasses(ahead + method.words + words, return_remaining_strings=True)
     if unknown:
@@ -105,7 +105,7 @@ def meta_tune(argv: Sequence[str]) -> None:
     torch.set_num_threads(threads)
     set_seed(arguments.seed)
 
-    entries = _load_all_domains(data)
+    entries = load_protocol(data)
     model = _create_model(model_arguments)
     transform = load_image_transform(model_arguments.model_name_or_path, data.image_size)
     check_image_size(model, transform, model_arguments.model_name_or_path)
@@ -113,7 +113,7 @@ def meta_tune(argv: Sequence[str]) -> None:
     train, validation, development = _create_episodes(entries, data, arguments, transform, cache)
     if METHODS[model_arguments.method].finish and not len(validation) + len(development):
         raise ConfigurationError(f"--method {model_arguments.method} needs --validation_episodes to choose by")
-    measured = _measured(entries, data, transform)
+    measured = with_enough_classes(entries) if data.evaluation_episodes else []
     trainer = MetaTrainer(model, arguments, train, validation, accelerator=accelerator)
     plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, measured, threads)
     accelerator.print(plan)
@@ -155,41 +155,6 @@ def _create_accelerator(launch: LaunchArguments, output_dir: Path) -> Accelerato
         raise ConfigurationError(f"--mixed_precision {launch.mixed_precision}: {error}") from error
 
 
-def _load_all_domains(data: DataArguments) -> list[EvaluationDomain]:
-    """All domains with their roles; a training domain with too few training classes serves as an OOD domain."""
-    named: tuple[tuple[Role, list[str]], ...] = (
-        ("id", data.train_domains),
-        ("dev_ood", data.dev_ood_domains),
-        ("test_ood", data.ood_domains),
-    )
-    entries = [
-        _entry(role, domain)
-        for role, specs in named
-        for domain in load_domains(specs, on_bad_image=data.on_bad_image)  # type: ignore[arg-type]
-    ]
-    names = [entry.domain.name for entry in entries]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(f"domains named in more than one role: {', '.join(repeated)}; keep each in one")
-    if all(entry.role != "id" for entry in entries):
-        found = ", ".join(f"{entry.domain.name} {len(entry.domain.classes('train'))}" for entry in entries) or "none"
-        raise DataError(
-            f"--train_domains must name a domain with at least {MIN_CLASSES} training classes; domains and their "
-            f"training classes: {found}"
-        )
-    if data.on_bad_image == "error":
-        check_images(entry.domain for entry in entries)
-    return entries
-
-
-def _entry(role: Role, domain: Domain) -> EvaluationDomain:
-    if role != "id":
-        return EvaluationDomain(role, domain, "all")
-    if can_serve(domain, "train"):
-        return EvaluationDomain("id", domain, "test")
-    return EvaluationDomain("test_ood", domain, "all")
-
-
 def _create_model(arguments: ModelArguments) -> PeftModel:
     backbone = load_backbone(arguments.model_name_or_path)
     if arguments.adapter_name_or_path is not None:
@@ -219,18 +184,6 @@ def _create_episodes(
     shape: dict[str, Any] = {"ways": data.evaluation_ways, "shots": data.evaluation_shots, "queries": data.queries}
     validation = FixedEpisodes(domains, "validation", data.validation_episodes, seed=0, **shape, **common)
     return train, validation, FixedEpisodes(unseen, "all", data.validation_episodes, seed=0, **shape, **common)
-
-
-def _measured(
-    entries: Sequence[EvaluationDomain], data: DataArguments, transform: ImageTransform
-) -> list[EvaluationDomain]:
-    """The domains with enough classes to test on; an error now if their episodes could not be drawn after training."""
-    if not data.evaluation_episodes:
-        return []
-    measured = [entry for entry in entries if can_serve(entry.domain, entry.split, data.evaluation_ways)]
-    for _, domain, split, *_ in measured:
-        EpisodeSampler([domain], split, data.evaluation_ways, data.evaluation_shots, data.queries, transform=transform)
-    return measured
 
 
 def _finish(
@@ -272,9 +225,6 @@ def _evaluate(
         measured,
         transform=transform,
         episodes=data.evaluation_episodes,
-        ways=data.evaluation_ways,
-        shots=data.evaluation_shots,
-        queries=data.queries,
         seed=data.evaluation_seed,
         cache=cache,
     )

@@ -83,9 +83,11 @@ def _domain_table(entries: Sequence[EvaluationDomain]) -> str:
             for part in ("train", "validation", "test")
         ]
         images = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
-        rows.append([domain.name, ROLE_TITLES[role], str(len(domain.classes(split))), "/".join(classes), images])
-    titles = ["domain", "role", "test classes", "train/validation/test", "images a class"]
-    return render_table(titles, rows, "<<>>>", "text")
+        ways, shots = (number or "varied" for number in (entry.ways, entry.shots))
+        cells = [domain.name, ROLE_TITLES[role], str(len(domain.classes(split))), "/".join(classes), images]
+        rows.append([*cells, f"{ways}/{shots}"])
+    titles = ["domain", "role", "test classes", "train/validation/test", "images a class", "ways/shots"]
+    return render_table(titles, rows, "<<>>>>", "text")
 
 
 def _count(number: int) -> str:

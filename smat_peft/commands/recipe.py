@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from smat_peft.errors import ConfigurationError
+
+
+def leading_recipes(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The recipes that a command line begins with, and the words after them."""
+    recipes = list(takewhile(lambda word: not word.startswith("-"), argv))
+    return list(map(Path, recipes)), list(argv[len(recipes) :])
 
 
 def recipe_words(path: Path, parser: argparse.ArgumentParser) -> list[str]:

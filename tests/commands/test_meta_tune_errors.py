@@ -67,8 +67,11 @@ def failure(run, world, tmp_path, capsys):
         (["--train_domains", "folder:/nowhere"], "/nowhere is not a folder"),
         (["--train_domains", "folder:/nowhere/*"], "/nowhere is not a folder"),
         (["--train_domains", "folder:WORLD/few"], "classes: few 4"),
-        (["--ood_domains", "folder:WORLD/train/red"], "more than one role: red"),
-        (["--dev_ood_domains", "folder:WORLD/few", "--ood_domains", "folder:WORLD/few"], "more than one role: few"),
+        (["--ood_domains", "folder:WORLD/train/red"], "two domains are named 'red', from"),
+        (
+            ["--dev_ood_domains", "folder:WORLD/few", "--ood_domains", "folder:WORLD/few"],
+            "two domains are named 'few'",
+        ),
         (["--ood_domains", "folder:/nowhere"], "/nowhere is not a folder"),
         (["--model_name_or_path", "someone/unknown"], "cannot load backbone 'someone/unknown'"),
         (["--model_name_or_path", "WORLD/few"], "cannot load backbone"),

@@ -124,6 +124,22 @@ def test_the_settings_of_training_are_the_paper_s() -> None:
         assert {key: settings[key] for key in wanted} == wanted
 
 
+PAGE = ROOT / "docs" / "protocols.md"
+
+
+@pytest.mark.parametrize("path", [PAGE, *PROTOCOLS], ids=lambda path: path.name)
+def test_the_command_that_a_page_or_a_protocol_shows_combines_it_with_settings(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"accelerate launch examples/meta_tune\.py (.*)", path.read_text())
+    assert commands
+    for command in commands:
+        _, model, data, _ = meta_tune.parse(command.split())
+        assert model.model_name_or_path.startswith("facebook/dino-")
+        assert data.train_domains
+
+
 def test_a_later_recipe_goes_before_an_earlier_one_and_arguments_before_both(tmp_path: Path) -> None:
     (tmp_path / "first.yaml").write_text("seed: 1\nmax_steps: 2\nood_domains: [a, b]\nqueries: 3\n")
     (tmp_path / "second.yaml").write_text("seed: 4\nmax_steps: 5\nood_domains: [c]\n")
@@ -292,12 +308,12 @@ def test_the_lines_that_sort_isic_and_chestx_do_so(tmp_path: Path, monkeypatch: 
     (tmp_path / "downloads" / "ISIC2018_Task3_Training_GroundTruth.csv").write_text("image,MEL,NV\nISIC_1,0.0,1.0\n")
     table = "Image Index,Finding Labels,Age\na.png,Mass,1\nb.png,Mass|Nodule,2\nc.png,No Finding,3\n"
     (tmp_path / "downloads" / "Data_Entry_2017.csv").write_text(table)
-    (lines,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "protocols.md").read_text(), re.M | re.S)
+    (lines,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
     exec(compile(lines, "protocols.md", "exec"), {})
     sorted_images = {str(path.relative_to(tmp_path / "data")) for path in (tmp_path / "data").rglob("*.*")}
     assert sorted_images == {"bscd_fsl/ISIC/NV/ISIC_1.jpg", "bscd_fsl/ChestX/Mass/a.png"}
 
 
 def test_docs_name_every_recipe_and_no_other() -> None:
-    page = (ROOT / "docs" / "protocols.md").read_text()
+    page = PAGE.read_text()
     assert set(re.findall(r"`(\w+\.yaml)`", page)) == {path.name for path in RECIPES}

@@ -40,7 +40,7 @@ from smat_peft.commands.checks import check_image_size, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.methods import METHODS
 from smat_peft.commands.plan import format_plan
-from smat_peft.commands.protocol import load_protocol, with_enough_classes
+from smat_peft.commands.protocol import check_training, load_protocol, with_enough_classes
 from smat_peft.commands.recipe import leading_recipes, recipe_words
 from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.fixed import FixedEpisodes
@@ -106,6 +106,7 @@ def meta_tune(argv: Sequence[str]) -> None:
     set_seed(arguments.seed)
 
     entries = load_protocol(data)
+    check_training(entries)
     model = _create_model(model_arguments)
     transform = load_image_transform(model_arguments.model_name_or_path, data.image_size)
     check_image_size(model, transform, model_arguments.model_name_or_path)

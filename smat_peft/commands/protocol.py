@@ -29,7 +29,7 @@ def load_protocol(data: DataArguments) -> list[EvaluationDomain]:
 
     Raises:
         DataError: Domains cannot be found, read, or drawn test episodes from; it says all that is wrong, not the first
-            thing only. Or two domains have one name, or there is none to train on.
+            thing only. Or two domains have one name.
     """
     named: tuple[tuple[Role, list[str]], ...] = (
         ("id", data.train_domains),
@@ -50,13 +50,17 @@ def load_protocol(data: DataArguments) -> list[EvaluationDomain]:
                 problems.setdefault(str(error), spec)
     if problems:
         raise DataError(_listed(problems, data.data_root))
+    return entries
+
+
+def check_training(entries: Sequence[EvaluationDomain]) -> None:
+    """Raise a DataError where no domain can be trained on."""
     if all(entry.role != "id" for entry in entries):
         found = ", ".join(f"{entry.domain.name} {len(entry.domain.classes('train'))}" for entry in entries) or "none"
         raise DataError(
             f"--train_domains must name a domain with at least {MIN_CLASSES} training classes; domains and their "
             f"training classes: {found}"
         )
-    return entries
 
 
 def with_enough_classes(entries: Sequence[EvaluationDomain]) -> list[EvaluationDomain]:
@@ -90,7 +94,7 @@ def _entries(role: Role, spec: str, data: DataArguments, loaded: dict[str, list[
         domains = [replace(domain, name=options.name) for domain in domains]
     entries = [_entry(role, domain, options, data) for domain in domains]
     if data.evaluation_episodes:
-        _check_test_episodes(with_enough_classes(entries))
+        _check_test_episodes(with_enough_classes(entries) if options.ways is None else entries)
     return entries
 
 

@@ -45,7 +45,7 @@ def test_a_domain_s_own_options_go_before_those_of_all(load):
 
 
 def test_classes_to_test_on_are_chosen_by_role_or_by_name(load):
-    entries = load("folder:{data_root}/other?name=seen&classes=test&ways=2", "folder:{data_root}/few")
+    entries = load("folder:{data_root}/other?name=seen&classes=train&ways=2", "folder:{data_root}/few")
     assert {name: entry.split for name, entry in entries.items()} == {
         "green": "test",
         "red": "test",
@@ -74,6 +74,7 @@ def test_one_folder_is_tested_in_several_ways_and_read_once(load, monkeypatch):
         ("folder:{data_root}/train/*?name=both", "stands for 2 domains, which cannot all be named 'both'"),
         ("folder:{data_root}/other?colour=red", "unknown option 'colour'"),
         ("folder:{data_root}/other?name=red", "two domains are named 'red', from"),
+        ("folder:{data_root}/few?classes=test&ways=5", "no domain has the 5 classes in split 'test'"),
         ("folder:{data_root}/other?ways=7", "has 6 classes in split 'all', too few for 7 ways"),
         (f"folder:{{data_root}}/other?shots={IMAGES}", f"has {IMAGES} images, too few for {IMAGES} in the support"),
     ],

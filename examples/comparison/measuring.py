@@ -69,7 +69,7 @@ def take_look(look: Look, results: Path, threads: int) -> str:
         for role, names in ROLES.items()
         for name in names
     ]
-    trained_on = [domain for role, domain, _ in domains if role == "id"]
+    trained_on = [entry.domain for entry in domains if entry.role == "id"]
     takes_steps = look.kind in ("full", "lora")
     shape: dict[str, Any] = {"ways": WAYS, "shots": SHOTS[look.kind], "queries": QUERIES, "transform": transform}
     shape["cache"] = ImageCache(DEFAULT_MEBIBYTES)

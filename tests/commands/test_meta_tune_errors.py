@@ -75,7 +75,7 @@ def failure(run, world, tmp_path, capsys):
         (["--ood_domains", "folder:/nowhere"], "/nowhere is not a folder"),
         (["--model_name_or_path", "someone/unknown"], "cannot load backbone 'someone/unknown'"),
         (["--model_name_or_path", "WORLD/few"], "cannot load backbone"),
-        (["--method", "lora"], "invalid choice: 'lora'"),
+        (["--method", "prompt"], "invalid choice: 'prompt'"),
         (["--num_experts", 0], "num_experts must be at least 1"),
         (["--target_sparsity", 1], "target_sparsity must be in [0, 1)"),
         (["--gate_eval", "x"], "gate_eval must be one of"),
@@ -97,7 +97,7 @@ def failure(run, world, tmp_path, capsys):
         (["--dataloader_cache_mib", -1], "--dataloader_cache_mib must be at least 0"),
         (["--threads", 0], "--threads must be at least 1"),
         (["--seed", -1], "--seed must be in [0, 2**32)"),
-        (["--max_steps", 0], "--max_steps must be at least 1"),
+        (["--max_steps", -1], "--max_steps must be at least 0"),
         (["--max_steps", "many"], "invalid int value: 'many'"),
         (["--delta_lr", "inf"], "--delta_lr must be a finite number"),
         (["--inner_lr", "nan"], "--inner_lr must be a finite number"),
@@ -138,7 +138,7 @@ def test_a_wrong_argument_is_one_error(failure, arguments, message):
         ("max_steps: {a: 1}", "a value or a list of values is wanted, got {'a': 1}"),
         ("seed: [1, 2]", "one value is wanted, got the list [1, 2]"),
         ("ood_domains: [[a]]", "a value or a list of values is wanted"),
-        ("method: lora", "invalid choice: 'lora'"),
+        ("method: prompt", "invalid choice: 'prompt'"),
         ("dry_run: perhaps", "Truthy value expected"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_method_is_one_error(failure, world, tmp_path, m
         patch.setattr(MetaTrainer, "train", TRAIN)
         usual = ["--model_name_or_path", world / "vit", "--train_domains", f"folder:{world}/train/*", "--threads", 1]
         assert main([str(word) for word in [*usual, "--num_experts", 2, "--output_dir", folder, *settings]]) == 0
-    for other in (["--method", "dense"], ["--num_experts", 3]):
+    for other in (["--method", "dense-teachers"], ["--num_experts", 3]):
         resume = ["--output_dir", folder, "--resume_from_checkpoint", "latest", *settings]
         assert "is of another model or adapter" in failure(*resume, *other)
 

@@ -49,7 +49,7 @@ def test_classes_to_test_on_are_chosen_by_role_or_by_name(load):
     assert {name: entry.split for name, entry in entries.items()} == {
         "green": "test",
         "red": "test",
-        "seen": "test",
+        "seen": "train",
         "few": "all",
     }
 

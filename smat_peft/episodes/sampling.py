@@ -137,9 +137,16 @@ class EpisodeSampler:
     def __getitem__(self, index: int) -> Episode:
         """The episode with this number; only its own images are decoded."""
         random, domain, description = self._draw(index)
-        support, support_labels = self._pixels(random, domain, description.classes, description.support)
-        query, query_labels = self._pixels(random, domain, description.classes, description.query)
-        return Episode(support, support_labels, query, query_labels, domain.name, index)
+        augment = domain.augment if self.augment else NOT_AUGMENTED
+        return load_episode(
+            domain,
+            self.split,
+            description,
+            transform=self.transform,
+            cache=self.cache,
+            augment=augment,
+            random=random,
+        )
 
     def describe(self, index: int) -> EpisodeDescription:
         """Which images the episode with this number is made of; decodes none."""
@@ -184,15 +191,39 @@ class EpisodeSampler:
         chosen = tuple(names[class_number] for class_number in classes)
         return random, domain, EpisodeDescription(index, domain.name, chosen, tuple(support), tuple(query))
 
-    def _pixels(
-        self, random: RandomState, domain: Domain, classes: Sequence[str], numbers: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor]:
-        augment = domain.augment if self.augment else NOT_AUGMENTED
-        pixels = []
-        for name, of_class in zip(classes, numbers, strict=True):
-            images = domain.images(self.split, name)
+
+def load_episode(
+    domain: Domain,
+    split: Split,
+    description: EpisodeDescription,
+    *,
+    transform: ImageTransform,
+    cache: ImageCache,
+    augment: frozenset[Augmentation] = NOT_AUGMENTED,
+    random: RandomState | None = None,
+) -> Episode:
+    """The episode of a description; only its own images are decoded.
+
+    Args:
+        domain: Where the images are.
+        split: Whose classes the description is of.
+        description: Which images.
+        transform: Makes pixels of an image.
+        cache: Keeps prepared images.
+        augment: What may be changed in the images at random.
+        random: Where those changes are drawn from, first for the support.
+    """
+    random = random or RandomState(0)
+
+    def pixels(numbers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        images = []
+        for name, of_class in zip(description.classes, numbers, strict=True):
+            source = domain.images(split, name)
             for number in of_class:
-                prepared = self.cache.prepare(images, number, self.transform, augment)
-                pixels.append(self.transform.finish(prepared, augment, random))
+                images.append(transform.finish(cache.prepare(source, number, transform, augment), augment, random))
         counts = torch.tensor([len(of_class) for of_class in numbers])
-        return torch.stack(pixels), torch.repeat_interleave(torch.arange(len(classes)), counts)
+        return torch.stack(images), torch.repeat_interleave(torch.arange(len(counts)), counts)
+
+    support, support_labels = pixels(description.support)
+    query, query_labels = pixels(description.query)
+    return Episode(support, support_labels, query, query_labels, domain.name, description.index)

@@ -80,7 +80,7 @@ class PairedDifferences:
         Raises:
             DataError: No domain, or one without records.
         """
-        names = [domains] if isinstance(domains, str) else list(domains)
+        names = [domains] if isinstance(domains, str) else sorted(domains)
         unknown = [name for name in names if name not in self.values]
         if unknown or not names:
             known = ", ".join(self.values)
@@ -91,7 +91,7 @@ class PairedDifferences:
         if number > 1:
             shares = 1 / number + (shares - 1 / number) * np.sqrt(number / (number - 1))
         drawn = np.zeros(draws)
-        for name in sorted(names):
+        for name in names:
             values = self.values[name]
             episodes = random.integers(values.shape[1], size=(draws, values.shape[1]))
             drawn += np.take_along_axis(shares @ values, episodes, axis=1).mean(1) / len(names)
@@ -150,19 +150,19 @@ _Episode = tuple[Role, str, int]
 
 
 def _by_seed(records: Iterable[Record], value: str) -> dict[int | None, dict[_Episode, float]]:
+    records = list(records)
+    kinds = sorted({f"{record.predictor} by {record.adaptation}" for record in records})
+    if len(kinds) != 1:
+        found = ", ".join(kinds) or "none at all"
+        raise DataError(f"a paired difference takes records of one predictor and adaptation, got {found}")
     table: dict[int | None, dict[_Episode, float]] = {}
-    kinds = set()
     for record in records:
-        kinds.add((record.predictor, record.adaptation))
         of_seed, key = table.setdefault(record.seed, {}), (record.role, record.domain, record.index)
         if key in of_seed:
             raise DataError(f"two records of {record.predictor} on {record.domain} {record.index}, seed {record.seed}")
         of_seed[key] = getattr(record, value)
         if np.isnan(of_seed[key]):
             raise DataError(f"{record.predictor} has no {value} on {record.domain} {record.index}")
-    if len(kinds) != 1:
-        found = ", ".join(" ".join(kind) for kind in sorted(kinds)) or "none at all"
-        raise DataError(f"a paired difference takes records of one predictor and adaptation, got {found}")
     return table
 
 

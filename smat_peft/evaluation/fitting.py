@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smat_peft.episodes.episode import Episode
-from smat_peft.episodes.sampling import EpisodeSampler
-from smat_peft.errors import ConfigurationError, DataError
+from smat_peft.errors import DataError
 from smat_peft.evaluation.calibration import fit_temperature
-from smat_peft.evaluation.predictors import ModelPredictor, Prediction, Predictor
+from smat_peft.evaluation.measuring import Source
+from smat_peft.evaluation.predictors import ModelPredictor, Predictor, predict
 from smat_peft.evaluation.processes import spread
 from smat_peft.few_shot.fine_tuning import Adaptation
 from smat_peft.few_shot.learning_rate import RATES, search_learning_rate
@@ -40,22 +40,6 @@ class Fitted:
 
     learning_rates: dict[str, float] = field(default_factory=dict)
     temperatures: dict[str, float] = field(default_factory=dict)
-
-
-def predict(name: str, predictor: Predictor, episode: Episode) -> Prediction:
-    """What a predictor says of an episode, its logits on the CPU.
-
-    Raises:
-        ConfigurationError: The logits are not `[Nq, C]`.
-    """
-    answer = predictor(episode)
-    prediction = answer if isinstance(answer, Prediction) else Prediction(answer)
-    expected = (len(episode.query), episode.ways)
-    if prediction.logits.shape != expected:
-        raise ConfigurationError(
-            f"predictor {name!r} must give logits of shape {expected}, got {tuple(prediction.logits.shape)}"
-        )
-    return prediction._replace(logits=prediction.logits.detach().cpu())
 
 
 def mean_accuracy(predictor: Predictor, episodes: Iterable[Episode]) -> float:
@@ -113,9 +97,9 @@ def fit(
     return Fitted(rates, temperatures)
 
 
-def fit_on_test_tasks(predictors: Mapping[str, Predictor], sampler: EpisodeSampler, count: int) -> dict[str, Predictor]:
-    """The predictors with the rates that are best on the queries of the first of a domain's `count` test tasks."""
-    tasks = [_with_few_shots(sampler[index]) for index in range(min(SEARCHED_TEST_TASKS, count))]
+def fit_on_test_tasks(predictors: Mapping[str, Predictor], source: Source) -> dict[str, Predictor]:
+    """The predictors with the rates that are best on the queries of a domain's first test tasks."""
+    tasks = [_with_few_shots(source.episodes[number]) for number in source.numbers[:SEARCHED_TEST_TASKS]]
     return with_rates(predictors, search_rates(predictors, tasks, PUBLISHED_RATES))
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.evaluation.calibration import Calibration, Reliability, log_loss
-from smat_peft.evaluation.fitting import predict
-from smat_peft.evaluation.predictors import Predictor
+from smat_peft.evaluation.manifest import ListedEpisodes
+from smat_peft.evaluation.predictors import Predictor, predict
 from smat_peft.evaluation.records import Record, Role
 
 
@@ -19,6 +19,13 @@ class Measured(NamedTuple):
 
     record: Record
     calibration: Calibration
+
+
+class Source(NamedTuple):
+    """Episodes of a domain by number, and the numbers of those to measure."""
+
+    episodes: EpisodeSampler | ListedEpisodes
+    numbers: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Measurement:
 
     predictors: Mapping[str, Predictor]
     temperatures: Mapping[str, float]
-    episodes: EpisodeSampler
+    episodes: EpisodeSampler | ListedEpisodes
     role: Role
     seed: int | None
     adaptation: str

@@ -143,6 +143,22 @@ def as_predictors(model: nn.Module | FeatureFunction | Mapping[str, Predictor | 
     return {name: prototype_predictor(each) if isinstance(each, nn.Module) else each for name, each in model.items()}
 
 
+def predict(name: str, predictor: Predictor, episode: Episode) -> Prediction:
+    """What a predictor says of an episode, its logits on the CPU.
+
+    Raises:
+        ConfigurationError: The logits are not `[Nq, C]`.
+    """
+    answer = predictor(episode)
+    prediction = answer if isinstance(answer, Prediction) else Prediction(answer)
+    expected = (len(episode.query), episode.ways)
+    if prediction.logits.shape != expected:
+        raise ConfigurationError(
+            f"predictor {name!r} must give logits of shape {expected}, got {tuple(prediction.logits.shape)}"
+        )
+    return prediction._replace(logits=prediction.logits.detach().cpu())
+
+
 def mean_expert_weights(
     model: nn.Module, episodes: Iterable[Episode], *, batch_size: int = DEFAULT_BATCH_SIZE
 ) -> Tensor:

@@ -23,7 +23,8 @@ from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.evaluation.calibration import Calibration
 from smat_peft.evaluation.fitting import RateSelection, adapted, fit, fit_on_test_tasks, with_rates
 from smat_peft.evaluation.journal import SPLITS, Journal
-from smat_peft.evaluation.measuring import Measured, Measurement
+from smat_peft.evaluation.manifest import ListedEpisodes, read_manifest
+from smat_peft.evaluation.measuring import Measured, Measurement, Source
 from smat_peft.evaluation.predictors import FeatureFunction, Predictor, as_predictors
 from smat_peft.evaluation.processes import is_main, shared, spread
 from smat_peft.evaluation.records import ROLE_TITLES, Evaluation, Role
@@ -57,6 +58,7 @@ def evaluate(
     shots: int | None = None,
     queries: int = MAX_QUERIES,
     seed: int = 0,
+    manifest: str | Path | None = None,
     adaptation: Adaptation = PROTOTYPE,
     rate_selection: RateSelection = "given",
     validation: Sequence[Episode] = (),
@@ -81,6 +83,8 @@ def evaluate(
         shots: Support images of each class; variable (METHOD 10) if not given.
         queries: Most query images of each class.
         seed: Which episodes. A domain's depend on it and on the domain's name, not on the other domains.
+        manifest: A file of [`write_manifest`], whose episodes of the domains are taken in place of any that `episodes`,
+            `ways`, `shots`, `queries` and `seed` would give.
         adaptation: What predictors made of models do on a support set.
         rate_selection: How its learning rate is chosen: `"given"` in `adaptation`; `"auto"` for each episode, on images
             left out of its support; on the `"validation"` episodes; or by the published protocol for each domain on its
@@ -97,7 +101,8 @@ def evaluate(
         settings: What else the records depend on (which adapter, say); a folder with others is refused.
 
     Raises:
-        DataError: Two domains of the same name, or one without enough classes in its split.
+        DataError: Two domains of the same name, one without enough classes in its split, or a manifest that does not
+            fit the domains.
         ConfigurationError: No predictor, domain or episode, an unknown role, logits of a wrong shape, or a learning
             rate to choose without validation episodes.
         CheckpointError: `output_dir` holds records that were made with other settings.
@@ -111,26 +116,16 @@ def evaluate(
     _check(entries)
     if rate_selection == "validation" and not len(validation):
         raise ConfigurationError("a learning rate is to be chosen on validation episodes, and there are none")
-    samplers = {
-        entry.domain.name: EpisodeSampler(
-            [entry.domain],
-            entry.split,
-            entry.ways or ways,
-            entry.shots or shots,
-            entry.queries or queries,
-            domain_seed(seed, entry.domain.name),
-            transform=transform,
-            augment=False,
-            cache=cache,
-        )
-        for entry in entries
-    }
+    if manifest is None:
+        shape: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries, "seed": seed}
+        samplers = episode_samplers(entries, transform=transform, cache=cache, **shape)
+        sources = {name: Source(sampler, range(episodes)) for name, sampler in samplers.items()}
+        drawn = {"episodes": episodes, **shape}
+    else:
+        sources = _listed(manifest, entries, transform, cache)
+        drawn = {"manifest": hashlib.sha256(Path(manifest).read_bytes()).hexdigest()}
     all_settings: dict[str, Any] = {
-        "episodes": episodes,
-        "ways": ways,
-        "shots": shots,
-        "queries": queries,
-        "seed": seed,
+        **drawn,
         "image_size": transform.size,
         "adaptation": asdict(adaptation),
         "rate_selection": rate_selection,
@@ -150,7 +145,7 @@ def evaluate(
     done = {(each.record.domain, each.record.index) for each in measured}
     at_a_time = EPISODES_AT_A_TIME * accelerator.num_processes if accelerator else 1
     bar = tqdm(
-        total=episodes * len(left),
+        total=sum(len(sources[entry.domain.name].numbers) for entry in left),
         initial=len(done),
         desc="evaluating",
         unit="episode",
@@ -159,22 +154,47 @@ def evaluate(
     with bar:
         for role, domain, *_ in left:
             bar.set_postfix_str(domain.name)
-            sampler = samplers[domain.name]
-            todo = [index for index in range(episodes) if (domain.name, index) not in done]
-            tuned = predictors
+            source, tuned = sources[domain.name], predictors
+            todo = [number for number in source.numbers if (domain.name, number) not in done]
             if todo and rate_selection == "test_tasks":
-                tuned = fit_on_test_tasks(predictors, sampler, episodes)
-            measurement = Measurement(tuned, temperatures, sampler, role, training_seed, adaptation.kind)
+                tuned = fit_on_test_tasks(predictors, source)
+            measurement = Measurement(tuned, temperatures, source.episodes, role, training_seed, adaptation.kind)
             for start in range(0, len(todo), at_a_time):
                 found = spread(measurement, todo[start : start + at_a_time], accelerator)
                 journal.add(found)
                 measured += chain.from_iterable(found)
                 bar.update(len(found))
-    names = [entry.domain.name for entry in entries]
-    evaluation = _evaluation(measured, finished.of_domains(names), names, list(predictors), temperatures, all_settings)
+    evaluation = _evaluation(measured, finished, list(sources), list(predictors), temperatures, all_settings)
     if left:
         journal.finish(evaluation)
     return evaluation
+
+
+def episode_samplers(
+    domains: Iterable[EvaluationDomain],
+    *,
+    transform: ImageTransform,
+    ways: int | None = None,
+    shots: int | None = None,
+    queries: int = MAX_QUERIES,
+    seed: int = 0,
+    cache: ImageCache | None = None,
+) -> dict[str, EpisodeSampler]:
+    """By the domain's name, what [`evaluate`] draws its episodes from; the arguments are the same."""
+    return {
+        entry.domain.name: EpisodeSampler(
+            [entry.domain],
+            entry.split,
+            entry.ways or ways,
+            entry.shots or shots,
+            entry.queries or queries,
+            domain_seed(seed, entry.domain.name),
+            transform=transform,
+            augment=False,
+            cache=cache,
+        )
+        for entry in domains
+    }
 
 
 def domain_seed(seed: int, name: str) -> int:
@@ -193,6 +213,19 @@ def _check(entries: Sequence[EvaluationDomain]) -> None:
             raise ConfigurationError(f"domain {entry.domain.name!r}: unknown role {entry.role!r}; roles are {known}")
 
 
+def _listed(
+    manifest: str | Path, entries: Sequence[EvaluationDomain], transform: ImageTransform, cache: ImageCache | None
+) -> dict[str, Source]:
+    found = read_manifest(manifest, {entry.domain.name: (entry.domain, entry.split) for entry in entries})
+    return {
+        entry.domain.name: Source(
+            ListedEpisodes(entry.domain, entry.split, found[entry.domain.name], transform, cache),
+            [description.index for description in found[entry.domain.name]],
+        )
+        for entry in entries
+    }
+
+
 def _evaluation(
     measured: Iterable[Measured],
     finished: Evaluation,
@@ -202,6 +235,7 @@ def _evaluation(
     settings: Mapping[str, Any],
 ) -> Evaluation:
     """All records and sums in one order, whatever the order in which they were measured."""
+    finished = finished.of_domains(domains)
     wanted = [each for each in measured if each.record.domain in domains]
     wanted.sort(key=lambda each: (domains.index(each.record.domain), each.record.index))
     calibration: dict[tuple[str, str], Calibration] = dict(finished.calibration)

@@ -24,6 +24,7 @@ from smat_peft.evaluation.records import Evaluation, Record
 
 FORMAT_VERSION = 1
 METADATA = b"smat_peft"
+DIGITS = 5  # after the point, of sums over all queries of a domain
 SCHEMA = pa.schema(
     {
         "predictor": pa.string(),
@@ -42,6 +43,12 @@ SCHEMA = pa.schema(
         "learning_rate": pa.float32(),
     }
 )
+
+COMPACT: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["predictor", "domain", "role", "adaptation", "accuracy", "learning_rate"],
+    "use_byte_stream_split": ["expert_weights.list.element", "log_loss", "calibrated_log_loss"],
+}
 
 
 def record_file(folder: Path, predictor: str, seed: int | None, adaptation: str) -> Path:
@@ -104,23 +111,24 @@ def _write(path: Path, records: Sequence[Record], evaluation: Evaluation) -> Non
         "settings": evaluation.settings,
         "temperature": evaluation.temperatures.get(name),
         "calibration": {
-            domain: {part: None if bins is None else bins.bins.tolist() for part, bins in vars(calibration).items()}
+            domain: {part: None if bins is None else _rounded(bins) for part, bins in vars(calibration).items()}
             for (predictor, domain), calibration in evaluation.calibration.items()
             if predictor == name
         },
     }
-    schema = SCHEMA.with_metadata({METADATA: json.dumps(about)})
-    table = pa.Table.from_pylist([asdict(record) for record in records], schema)
+    table = pa.Table.from_pylist([asdict(record) for record in records], SCHEMA)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, scratch, compression="zstd")
+    with pq.ParquetWriter(scratch, SCHEMA, **COMPACT) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({METADATA: json.dumps(about)})
     scratch.replace(path)
 
 
 def _read(path: Path) -> Evaluation:
     try:
         table = pq.read_table(path)
-        about: dict[str, Any] = json.loads((table.schema.metadata or {})[METADATA])
+        about: dict[str, Any] = json.loads((pq.read_metadata(path).metadata or {})[METADATA])
         if about["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version is {about['format_version']!r}, and {FORMAT_VERSION} can be read")
         records = [_record(row) for row in table.select([field.name for field in fields(Record)]).to_pylist()]
@@ -140,6 +148,10 @@ def _read(path: Path) -> Evaluation:
 def _record(row: dict[str, Any]) -> Record:
     weights = row.pop("expert_weights")
     return Record(**row, expert_weights=None if weights is None else tuple(weights))
+
+
+def _rounded(reliability: Reliability) -> list[list[float]]:
+    return [[int(value) if value == int(value) else round(value, DIGITS) for value in row] for row in reliability.bins]
 
 
 def _reliability(bins: list[list[float]]) -> Reliability:

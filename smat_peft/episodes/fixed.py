@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from smat_peft.episodes.domain import Domain, Split
@@ -10,7 +10,7 @@ from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.sampling import EpisodeSampler, can_serve
 
 
-class FixedEpisodes:
+class FixedEpisodes(Sequence[Episode]):
     """The first `count` episodes of each domain in turn, for validation.
 
     Args:
@@ -23,15 +23,12 @@ class FixedEpisodes:
     def __init__(self, domains: Sequence[Domain], split: Split, count: int, **settings: Any) -> None:
         usable = [domain for domain in domains if can_serve(domain, split)]
         self.samplers = [EpisodeSampler([domain], split, **settings) for domain in usable]
-        self.count = count
+        self.episodes_each = count
 
     def __len__(self) -> int:
-        return self.count * len(self.samplers)
+        return self.episodes_each * len(self.samplers)
 
-    def __getitem__(self, index: int) -> Episode:
+    def __getitem__(self, index: int) -> Episode:  # type: ignore[override] # no slices
         if not 0 <= index < len(self):
             raise IndexError(f"there are {len(self)} episodes, asked for number {index}")
         return self.samplers[index % len(self.samplers)][index // len(self.samplers)]
-
-    def __iter__(self) -> Iterator[Episode]:
-        return (self[index] for index in range(len(self)))

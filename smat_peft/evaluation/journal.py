@@ -20,10 +20,8 @@ from smat_peft.errors import CheckpointError
 from smat_peft.evaluation.calibration import Calibration, Reliability
 from smat_peft.evaluation.fitting import Fitted
 from smat_peft.evaluation.measuring import Measured
-from smat_peft.evaluation.record_files import read_records, record_file, write_records
+from smat_peft.evaluation.record_files import SPLITS, read_records, record_file, write_records
 from smat_peft.evaluation.records import Evaluation, Record
-
-SPLITS = "splits"  # the setting that may differ from one evaluation to the next, as long as no domain's does
 
 
 class Journal:
@@ -37,7 +35,7 @@ class Journal:
         settings: All that the records depend on, as plain data for JSON.
 
     Attributes:
-        finished: What parquet files hold already.
+        found: What parquet files hold already.
         fitted: What the text file says was fitted; None where there is no such file.
         measured: What the text file holds beside.
 
@@ -54,8 +52,9 @@ class Journal:
         settings: Mapping[str, Any],
     ) -> None:
         self.folder = folder
+        self.predictors = predictors
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists, as in the files
-        self.finished = Evaluation([], settings=self.settings)
+        self.found = Evaluation([], settings=self.settings)
         self.fitted: Fitted | None = None
         self.measured: list[Measured] = []
         if folder is None:
@@ -63,11 +62,20 @@ class Journal:
         files = [record_file(folder, name, seed, adaptation) for name in predictors]
         digest = hashlib.sha256(" ".join(path.name for path in files).encode()).hexdigest()[:8]
         self.path = folder / f".unfinished-{digest}.jsonl"
-        if all(path.is_file() for path in files):
-            self.finished = read_records(files)
-            self._check(self.finished.settings, files[0])
+        found = {path: read_records(path) for path in files if path.is_file()}
+        for path, evaluation in found.items():
+            self._check(evaluation.settings, path)
+        if found:
+            self.found = read_records(found)
         if self.path.is_file():
             self._load()
+
+    @property
+    def finished(self) -> Evaluation:
+        """What the parquet files hold of the domains that all predictors were measured on."""
+        records = self.found.records
+        of_each = [{each.domain for each in records if each.predictor == name} for name in self.predictors]
+        return self.found.of_domains(set.intersection(*of_each))
 
     def begin(self, fitted: Fitted) -> None:
         """Start the text file, unless it is there already."""
@@ -85,7 +93,7 @@ class Journal:
     def finish(self, evaluation: Evaluation) -> None:
         """Write the parquet files, together with the domains that they hold already, and take the text file away."""
         if self.folder is not None:
-            others = self.finished.of_domains(self.finished.domains.keys() - evaluation.domains.keys())
+            others = self.found.of_domains(self.found.domains.keys() - evaluation.domains.keys())
             splits = {**others.settings[SPLITS], **evaluation.settings[SPLITS]}
             together = Evaluation(
                 [*others.records, *evaluation.records],

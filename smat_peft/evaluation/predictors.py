@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ BACKBONE = "backbone"
 SMAT = "SMAT"
 FIXED_MEAN = "fixed mean experts"
 EVEN_MIX = "even mix"
+OTHER_DOMAIN = "another domain's experts"
 FEATURES = "features"
 
 
@@ -134,6 +135,27 @@ def default_predictors(
     return {name: prototype_predictor(model, mix, batch_size=batch_size) for name, mix in mixes.items()}
 
 
+def other_domain_predictor(
+    model: nn.Module, episodes: Iterable[Episode], *, batch_size: int = DEFAULT_BATCH_SIZE
+) -> Predictor:
+    """SMAT by prototypes with the experts mixed for a support set of another domain: does routing matter?
+
+    Args:
+        model: A backbone with experts.
+        episodes: Of at least two domains; validation ones, say. An episode takes those of other domains in turn.
+        batch_size: Images that go through the backbone at a time.
+    """
+    routed = list(_routed(model, episodes, batch_size))
+    if len({domain for domain, _ in routed}) < 2:
+        raise DataError("experts of another domain take episodes of at least two domains")
+
+    def predict(episode: Episode) -> Prediction:
+        others = [weights for domain, weights in routed if domain != episode.domain]
+        return ModelPredictor(model, others[episode.index % len(others)], batch_size=batch_size)(episode)
+
+    return predict
+
+
 def as_predictors(model: nn.Module | FeatureFunction | Mapping[str, Predictor | nn.Module]) -> dict[str, Predictor]:
     """What [`evaluate`] takes as predictors by name: see there."""
     if isinstance(model, nn.Module):
@@ -163,15 +185,19 @@ def mean_expert_weights(
     model: nn.Module, episodes: Iterable[Episode], *, batch_size: int = DEFAULT_BATCH_SIZE
 ) -> Tensor:
     """The mean `[M]` of the routed weights over episodes: validation ones, since the test's are not to be looked at."""
-    if not has_experts(model):
-        raise ConfigurationError("the model has no experts whose weights could be averaged")
-    routed = [
-        route_support(model, episode.support, episode.support_labels, batch_size=batch_size).weights
-        for episode in episodes
-    ]
+    routed = [weights for _, weights in _routed(model, episodes, batch_size)]
     if not routed:
         raise DataError("there are no episodes to average expert weights over")
     return torch.stack(routed).mean(0)
+
+
+def _routed(model: nn.Module, episodes: Iterable[Episode], batch_size: int) -> Iterator[tuple[str, Tensor]]:
+    """Each episode's domain and expert weights."""
+    if not has_experts(model):
+        raise ConfigurationError("the model has no experts that could be mixed")
+    for episode in episodes:
+        routed = route_support(model, episode.support, episode.support_labels, batch_size=batch_size)
+        yield episode.domain, routed.weights
 
 
 def _has_another_adapter(model: nn.Module) -> bool:

@@ -22,11 +22,12 @@ from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.evaluation.calibration import Calibration
 from smat_peft.evaluation.fitting import RateSelection, adapted, fit, fit_on_test_tasks, with_rates
-from smat_peft.evaluation.journal import SPLITS, Journal
+from smat_peft.evaluation.journal import Journal
 from smat_peft.evaluation.manifest import ListedEpisodes, read_manifest
 from smat_peft.evaluation.measuring import Measured, Measurement, Source
 from smat_peft.evaluation.predictors import FeatureFunction, Predictor, as_predictors
 from smat_peft.evaluation.processes import is_main, shared, spread
+from smat_peft.evaluation.record_files import SPLITS
 from smat_peft.evaluation.records import ROLE_TITLES, Evaluation, Role
 from smat_peft.few_shot.adaptation import PROTOTYPE
 from smat_peft.few_shot.fine_tuning import Adaptation
@@ -143,7 +144,8 @@ def evaluate(
         journal.begin(fitted)
     temperatures = finished.temperatures if fitted is None else fitted.temperatures
     done = {(each.record.domain, each.record.index) for each in measured}
-    at_a_time = EPISODES_AT_A_TIME * accelerator.num_processes if accelerator else 1
+    processes = 1 if accelerator is None else accelerator.num_processes
+    at_a_time = 1 if processes == 1 else EPISODES_AT_A_TIME * processes
     bar = tqdm(
         total=sum(len(sources[entry.domain.name].numbers) for entry in left),
         initial=len(done),

@@ -24,6 +24,7 @@ from smat_peft.evaluation.records import Evaluation, Record
 
 FORMAT_VERSION = 1
 METADATA = b"smat_peft"
+SPLITS = "splits"  # the setting that files of one evaluation may differ in, as long as no domain's does
 DIGITS = 5  # after the point, of sums over all queries of a domain
 SCHEMA = pa.schema(
     {
@@ -85,7 +86,8 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> Evaluation:
     """Read one file of records, several, or all `*.parquet` of a folder, as one evaluation.
 
     Several seeds or adaptations of one predictor are of no use in the tables of a report: filter the records, or read
-    the files that you want. Where two files hold a predictor's calibration on a domain, the last one counts.
+    the files that you want. Settings are those of the first file, with the splits of all domains; where two files hold
+    a predictor's calibration on a domain, the last one counts.
 
     Raises:
         CheckpointError: A file is missing, damaged, of another format or no file of records.
@@ -96,11 +98,12 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> Evaluation:
     parts = [_read(Path(path)) for path in paths]
     if not parts:
         raise CheckpointError(f"there are no files of records in {paths}")
+    splits = {domain: split for part in parts for domain, split in part.settings.get(SPLITS, {}).items()}
     return Evaluation(
         records=[record for part in parts for record in part.records],
         calibration={key: value for part in parts for key, value in part.calibration.items()},
         temperatures={name: value for part in parts for name, value in part.temperatures.items()},
-        settings=parts[0].settings,
+        settings={**parts[0].settings, SPLITS: splits} if splits else parts[0].settings,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -53,6 +54,14 @@ class Record:
     seed: int | None = None
     adaptation: str = "prototype"
     learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """A figure of a predictor as it is, and with its temperature; NaN where that is not known."""
+
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,21 @@ class Evaluation:
     def average_difference(self, predictor: str, baseline: str, role: Role) -> Estimate:
         """Mean over the domains of a role of their mean paired differences."""
         return average_over_domains([self.difference(predictor, baseline, domain) for domain in self._of_role(role)])
+
+    def log_loss(self, predictor: str, domain: str) -> BeforeAfter:
+        """Mean negative log-likelihood on a domain's episodes, in nats."""
+        records = [each for each in self.records if (each.predictor, each.domain) == (predictor, domain)]
+        return BeforeAfter(
+            statistics.fmean(record.log_loss for record in records),
+            statistics.fmean(record.calibrated_log_loss for record in records),
+        )
+
+    def calibration_error(self, predictor: str, domain: str) -> BeforeAfter:
+        """Expected calibration error over all queries of a domain, as a share (METHOD 11)."""
+        calibration = self.calibration.get((predictor, domain))
+        if calibration is None:
+            return BeforeAfter(math.nan, math.nan)
+        return BeforeAfter(calibration.before.error, math.nan if calibration.after is None else calibration.after.error)
 
     def of_domains(self, names: Collection[str]) -> Evaluation:
         """The part of the evaluation that is about these domains."""

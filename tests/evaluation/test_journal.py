@@ -11,10 +11,6 @@ from smat_peft.errors import CheckpointError
 from smat_peft.evaluation.record_files import read_records
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.fixture
 def run(make_domain, transform, tmp_path):
     """A function that evaluates one predictor over two domains and says which episodes it has seen."""
@@ -26,7 +22,7 @@ def run(make_domain, transform, tmp_path):
 
         def predict(episode):
             if (episode.domain, episode.index) == stop_at:
-                raise Interrupted
+                raise InterruptedError
             seen.append((episode.domain, episode.index))
             return 5 * torch.nn.functional.one_hot(episode.query_labels, episode.ways).float() + episode.index
 
@@ -49,7 +45,7 @@ def equal(one, other):
 @pytest.mark.parametrize("stop_at", [("a", 0), ("a", 2), ("b", 0), ("b", 3)])
 def test_an_evaluation_that_was_cut_goes_on_at_the_first_episode_without_a_record(run, tmp_path, stop_at):
     whole, _ = run(folder=None)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedError):
         run(stop_at=stop_at)
     found, seen = run()
     order = [(domain, index) for domain in "ab" for index in range(4)]
@@ -61,11 +57,11 @@ def test_an_evaluation_that_was_cut_goes_on_at_the_first_episode_without_a_recor
 
 def test_a_line_that_was_cut_is_measured_again_and_nothing_else(run, tmp_path):
     whole, _ = run(folder=None)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedError):
         run(stop_at=("b", 1))
     (unfinished,) = tmp_path.iterdir()
     unfinished.write_bytes(unfinished.read_bytes()[:-40])
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedError):
         run(stop_at=("b", 2))
     found, seen = run()
     assert seen == [("b", 2), ("b", 3)]
@@ -104,7 +100,7 @@ def test_records_of_other_settings_are_refused(run, tmp_path, finished, changes,
     if finished:
         run()
     else:
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedError):
             run(stop_at=("b", 0))
     (path,) = tmp_path.iterdir()
     before = path.read_bytes()
@@ -132,8 +128,26 @@ def test_another_seed_of_training_has_a_file_of_its_own(run, tmp_path):
     assert {record.seed for record in read_records(tmp_path).records} == {0, 1}
 
 
+def test_a_predictor_that_joins_leaves_the_others_their_records(run, make_domain, transform, tmp_path):
+    run("ab")
+    domains = [("id", make_domain("a"), "all")]
+
+    def nothing(episode):
+        return torch.zeros(len(episode.query), episode.ways)
+
+    settings = {"transform": transform, "progress": False, "output_dir": tmp_path}
+    validation = FixedEpisodes([make_domain("v", seed=2)], "all", 2, transform=transform)
+    with pytest.raises(CheckpointError, match="episodes 4, now 3"):
+        evaluate({"mine": nothing, "other": nothing}, domains, episodes=3, validation=validation, **settings)
+    evaluate({"mine": nothing, "other": nothing}, domains, episodes=4, validation=validation, **settings)
+    kept = read_records(tmp_path)
+    assert {(record.predictor, record.domain) for record in kept.records} == {
+        *(("mine", "a"), ("mine", "b"), ("other", "a")),
+    }
+
+
 def test_a_damaged_beginning_is_one_clear_error(run, tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedError):
         run(stop_at=("b", 0))
     (path,) = tmp_path.iterdir()
     path.write_text("not JSON\n")

@@ -1,0 +1,208 @@
+"""How good is it? A backbone, and adapters for it, on few-shot episodes of several domains.
+
+    python -m smat_peft.evaluate outputs/demo
+    python -m smat_peft.evaluate outputs/mine --id_domains "folder:data/*" --dev_ood_domains folder:other
+    python -m smat_peft.evaluate --model_name_or_path facebook/dino-vits16 --dev_ood_domains folder:other
+
+The adapter may be of SMAT or of any other PEFT method; without one the backbone alone is measured. All predictors see
+the very same episodes. It ends with tables of accuracy, of paired differences and of calibration, and leaves them in
+the output directory with the records of all episodes (parquet), `report.json` and `accuracies.png`. An evaluation that
+was cut goes on where it stopped, and under `torchrun -m smat_peft.evaluate` or `accelerate launch -m
+smat_peft.evaluate` the episodes are spread over the processes.
+
+By default it is blind to what a final comparison is made on: of the ID domains it takes the validation classes, and
+test-OOD domains are not looked at. With --look_at_test, or where --ood_domains are named, it takes the ID domains' test
+classes and the test-OOD domains: once per method, when nothing is to be chosen any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.commands.arguments import DOMAIN_KINDS
+from smat_peft.commands.checks import check_image_size, make_output_dir
+from smat_peft.commands.console import HelpFormatter, run_command
+from smat_peft.commands.evaluate_inputs import (
+    backbone_of_adapters,
+    digest,
+    load_measured_domains,
+    load_models,
+    predictors_of,
+)
+from smat_peft.episodes.cache import ImageCache
+from smat_peft.episodes.fixed import FixedEpisodes
+from smat_peft.episodes.images import load_image_transform
+from smat_peft.errors import ConfigurationError, DataError
+from smat_peft.evaluation.interval_plot import plot_accuracies
+from smat_peft.evaluation.manifest import write_manifest
+from smat_peft.evaluation.predictors import BACKBONE, SMAT
+from smat_peft.evaluation.protocol import episode_samplers, evaluate
+from smat_peft.evaluation.records import Evaluation
+from smat_peft.evaluation.report import format_calibration, format_report, report_as_dict
+from smat_peft.evaluation.routing import Routing
+from smat_peft.evaluation.tables import TableStyle
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
+from smat_peft.few_shot.fine_tuning import KINDS, Adaptation
+from smat_peft.few_shot.learning_rate import default_learning_rate
+
+RECORDS, REPORT, TABLES, PICTURE = "records", "report.json", "report.md", "accuracies.png"
+BLIND = "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains)."
+SEARCHES = ("auto", "validation", "test_tasks")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(evaluate_adapters, sys.argv[1:] if argv is None else argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m smat_peft.evaluate", description=__doc__, formatter_class=HelpFormatter
+    )
+    parser.add_argument(
+        "adapters", nargs="*", metavar="ADAPTER", help="adapter on the Hub or in a folder; several are compared"
+    )
+    parser.add_argument(
+        "--model_name_or_path",
+        metavar="BACKBONE",
+        help=f"vision backbone on the Hub or in a folder; the adapter's own if not given, else {DEMO_BACKBONE}",
+    )
+    domains = parser.add_argument_group(
+        "domains", f"Without any, {DEMO_BACKBONE} takes the built-in ones. {DOMAIN_KINDS}"
+    )
+    for name, text in (
+        ("id_domains", "domains that the adapter was trained on"),
+        ("dev_ood_domains", "domains not trained on, to look at while choosing settings"),
+        ("ood_domains", "domains not trained on, for the final comparison"),
+        ("validation_domains", "domains on whose validation classes temperatures and rates are fitted; the ID domains"),
+    ):
+        domains.add_argument(f"--{name}", nargs="+", default=[], metavar="DOMAIN", help=text)
+    domains.add_argument("--look_at_test", action="store_true", help="take test classes and built-in test-OOD domains")
+    domains.add_argument(
+        "--on_bad_image", choices=("error", "skip"), default="error", help="what to do with an unreadable image"
+    )
+    domains.add_argument("--image_size", type=int, help="height and width of images in place of the image processor's")
+    episodes = parser.add_argument_group("episodes")
+    episodes.add_argument("--episodes", type=int, default=100, help="episodes of each domain")
+    episodes.add_argument("--validation_episodes", type=int, default=10, help="of each validation domain; 0: none")
+    episodes.add_argument("--ways", type=int, help="classes of an episode; varied if not given")
+    episodes.add_argument("--shots", type=int, help="support images of a class; varied if not given")
+    episodes.add_argument("--queries", type=int, default=10, help="most query images of a class")
+    episodes.add_argument("--seed", type=int, default=0, help="seed of the episodes")
+    episodes.add_argument("--manifest_out", type=Path, metavar="FILE.jsonl", help="write which images they are made of")
+    episodes.add_argument("--manifest", type=Path, metavar="FILE.jsonl", help="take the episodes of such a file")
+    tuning = parser.add_argument_group("adaptation to a support set")
+    tuning.add_argument(
+        "--adaptation", nargs="+", choices=KINDS, default=["prototype"], help="no gradient step, or fine-tuning"
+    )
+    tuning.add_argument("--steps", type=int, default=50, help="steps of fine-tuning")
+    tuning.add_argument(
+        "--learning_rate",
+        type=_rate,
+        default="validation",
+        help="a number, or what it is chosen on: auto (images left out of each support), validation (episodes), "
+        "test_tasks (labels of test tasks, as in the published protocol)",
+    )
+    tuning.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, default=True, help="fine-tune on images changed at random"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=DEFAULT_BATCH_SIZE, help="images that go through the backbone at a time"
+    )
+    parser.add_argument("--training_seed", type=int, help="the adapter's, for the records")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/evaluation"), help="where all of it is left")
+    return parser
+
+
+def evaluate_adapters(argv: Sequence[str]) -> None:
+    """Load, measure, print and write."""
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    accelerator = Accelerator()
+    backbone = arguments.model_name_or_path or backbone_of_adapters(arguments.adapters)
+    entries, fitted_on = load_measured_domains(arguments, backbone)
+    transform, cache = load_image_transform(backbone, arguments.image_size), ImageCache()
+    models = load_models(backbone, arguments.adapters, accelerator.device)
+    check_image_size(models[BACKBONE], transform, backbone)
+    shape = {name: getattr(arguments, name) for name in ("ways", "shots", "queries")}
+    validation = FixedEpisodes(
+        fitted_on, "validation", arguments.validation_episodes, transform=transform, cache=cache, **shape
+    )
+    make_output_dir(arguments.output_dir)
+    if arguments.manifest_out is not None and accelerator.is_main_process:
+        samplers = episode_samplers(entries, transform=transform, seed=arguments.seed, **shape)
+        write_manifest(arguments.manifest_out, samplers.values(), arguments.episodes)
+    is_searched = arguments.learning_rate in SEARCHES
+    evaluations = {}
+    for kind in dict.fromkeys(arguments.adaptation):
+        rate = default_learning_rate(kind) if is_searched else arguments.learning_rate
+        evaluations[kind] = evaluate(
+            predictors_of(models, validation, kind, arguments.batch_size),
+            entries,
+            transform=transform,
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            manifest=arguments.manifest,
+            adaptation=Adaptation(kind, arguments.steps, rate, arguments.augment),
+            rate_selection=arguments.learning_rate if is_searched else "given",
+            validation=validation,
+            training_seed=arguments.training_seed,
+            cache=cache,
+            accelerator=accelerator,
+            output_dir=arguments.output_dir / RECORDS,
+            settings={"backbone": backbone, "adapters": {path: digest(path) for path in arguments.adapters}},
+            **shape,
+        )
+    if accelerator.is_main_process:
+        _report(evaluations, arguments)
+    accelerator.end_training()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name, least in (("episodes", 1), ("validation_episodes", 0), ("batch_size", 1)):
+        if getattr(arguments, name) < least:
+            raise ConfigurationError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
+    if arguments.manifest is not None and arguments.manifest_out is not None:
+        raise ConfigurationError("--manifest takes episodes from a file, --manifest_out writes drawn ones: choose one")
+    if arguments.manifest is not None and not arguments.manifest.is_file():
+        raise DataError(f"--manifest {arguments.manifest}: there is no such file")
+
+
+def _report(evaluations: dict[str, Evaluation], arguments: argparse.Namespace) -> None:
+    folder: Path = arguments.output_dir
+    prototype = evaluations.get("prototype")
+    routing = Routing.of(prototype.records) if prototype is not None and SMAT in prototype.predictors else None
+
+    def tables(style: TableStyle) -> str:
+        parts = [
+            f"## {kind}\n\n{format_report(evaluation, style)}\n\n{format_calibration(evaluation, style)}"
+            for kind, evaluation in evaluations.items()
+        ]
+        if routing is not None:
+            parts.append(f"## routing\n\n{routing.table(style)}")
+        if not (arguments.look_at_test or arguments.ood_domains):
+            parts.append(BLIND)
+        return "\n\n".join(parts) + "\n"
+
+    report = {
+        "adaptations": {kind: report_as_dict(evaluation) for kind, evaluation in evaluations.items()},
+        "routing": None if routing is None else routing.as_dict(),
+        "settings": {name: str(value) for name, value in vars(arguments).items()},
+        "versions": {name: version(name) for name in ("smat_peft", "torch", "peft", "transformers")},
+    }
+    (folder / TABLES).write_text(tables("markdown"), encoding="utf-8")
+    (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    plot_accuracies(evaluations, folder / PICTURE)
+    print(f"\n{tables('text')}\nEverything is in {folder}")
+
+
+def _rate(text: str) -> float | str:
+    return text if text in SEARCHES else float(text)

@@ -1,0 +1,116 @@
+"""What the evaluate command measures: models, predictors and domains, from its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import nn
+
+from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.episodes.domain import Domain
+from smat_peft.episodes.domains import load_domains
+from smat_peft.episodes.fixed import FixedEpisodes
+from smat_peft.errors import CheckpointError, ConfigurationError, DataError
+from smat_peft.evaluation.predictors import (
+    BACKBONE,
+    OTHER_DOMAIN,
+    SMAT,
+    Predictor,
+    default_predictors,
+    mean_expert_weights,
+    other_domain_predictor,
+    prototype_predictor,
+)
+from smat_peft.evaluation.protocol import EvaluationDomain
+from smat_peft.evaluation.records import Role
+from smat_peft.few_shot.loading import load_model
+from smat_peft.tuner.tasks import has_experts
+
+
+def backbone_of_adapters(adapters: Sequence[str]) -> str:
+    """The backbone that the adapters were made for; the packaged one where there are none.
+
+    Raises:
+        CheckpointError: An adapter's configuration cannot be read, or does not say.
+        ConfigurationError: They are of different ones.
+    """
+    names = {adapter: _backbone_of(adapter) for adapter in adapters}
+    if len(set(names.values())) > 1:
+        listed = ", ".join(f"{adapter}: {name}" for adapter, name in names.items())
+        raise ConfigurationError(f"the adapters are of different backbones ({listed}); evaluate them one by one")
+    return next(iter(names.values()), DEMO_BACKBONE)
+
+
+def _backbone_of(adapter: str) -> str:
+    try:
+        backbone = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"cannot read the configuration of adapter {adapter!r}: {reason}") from error
+    if not backbone:
+        raise CheckpointError(f"adapter {adapter!r} does not say what its backbone is; name it: --model_name_or_path")
+    return str(backbone)
+
+
+def load_models(backbone: str, adapters: Sequence[str], device: torch.device) -> dict[str, nn.Module]:
+    """The backbone, and each adapter on it by its folder's name; one of SMAT that is alone is called SMAT."""
+    models = {BACKBONE: load_model(backbone)}
+    folders = [Path(adapter).name for adapter in adapters]
+    names = folders if len(set(folders)) == len(folders) else adapters
+    for name, adapter in zip(names, adapters, strict=True):
+        model = load_model(backbone, adapter)
+        models[SMAT if len(adapters) == 1 and has_experts(model) else name] = model
+    return {name: model.to(device) for name, model in models.items()}
+
+
+def digest(adapter: str) -> str:
+    """Tells apart adapters that have lain in one folder."""
+    weights = Path(adapter) / SAFETENSORS_WEIGHTS_NAME
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else adapter
+
+
+def predictors_of(
+    models: dict[str, nn.Module], validation: FixedEpisodes, kind: str, batch_size: int
+) -> dict[str, Predictor]:
+    """The backbone and each adapter; for SMAT alone, by prototypes, other mixes of its experts as well."""
+    if SMAT not in models or kind != "prototype":
+        return {name: prototype_predictor(model, batch_size=batch_size) for name, model in models.items()}
+    model = models[SMAT]
+    mean = mean_expert_weights(model, validation, batch_size=batch_size) if len(validation) else None
+    predictors = default_predictors(model, mean_experts=mean, batch_size=batch_size)
+    if len(validation) and len(validation.samplers) > 1:
+        predictors[OTHER_DOMAIN] = other_domain_predictor(model, validation, batch_size=batch_size)
+    return predictors
+
+
+def load_measured_domains(arguments: argparse.Namespace, backbone: str) -> tuple[list[EvaluationDomain], list[Domain]]:
+    """The domains to measure on, and those whose validation classes may be used to fit on.
+
+    Test classes of the ID domains, and test-OOD domains, are taken only where the arguments ask for them.
+
+    Raises:
+        DataError: No domain is named, and the backbone is not the packaged one.
+    """
+    specs: dict[Role, list[str]] = {
+        "id": arguments.id_domains,
+        "dev_ood": arguments.dev_ood_domains,
+        "test_ood": arguments.ood_domains,
+    }
+    if backbone == DEMO_BACKBONE and not any(specs.values()):
+        specs = {role: [f"builtin:{role}"] for role in specs if role != "test_ood" or arguments.look_at_test}
+    looks_at_test = arguments.look_at_test or bool(arguments.ood_domains)
+    entries = [
+        EvaluationDomain(role, domain, "all" if role != "id" else "test" if looks_at_test else "validation")
+        for role, of_role in specs.items()
+        for domain in load_domains(of_role, on_bad_image=arguments.on_bad_image)
+    ]
+    if not entries:
+        raise DataError("there is nothing to evaluate on; name domains: --id_domains, --dev_ood_domains, --ood_domains")
+    named = load_domains(arguments.validation_domains, on_bad_image=arguments.on_bad_image)
+    return entries, named or [entry.domain for entry in entries if entry.role == "id"]

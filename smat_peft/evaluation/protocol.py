@@ -143,6 +143,8 @@ def evaluate(
         predictors = with_rates(predictors, fitted.learning_rates)
         journal.begin(fitted)
     temperatures = finished.temperatures if fitted is None else fitted.temperatures
+    names = {entry.domain.name for entry in left}
+    measured = [each for each in measured if each.record.domain in names]
     done = {(each.record.domain, each.record.index) for each in measured}
     processes = 1 if accelerator is None else accelerator.num_processes
     at_a_time = 1 if processes == 1 else EPISODES_AT_A_TIME * processes
@@ -238,8 +240,7 @@ def _evaluation(
 ) -> Evaluation:
     """All records and sums in one order, whatever the order in which they were measured."""
     finished = finished.of_domains(domains)
-    wanted = [each for each in measured if each.record.domain in domains]
-    wanted.sort(key=lambda each: (domains.index(each.record.domain), each.record.index))
+    wanted = sorted(measured, key=lambda each: (domains.index(each.record.domain), each.record.index))
     calibration: dict[tuple[str, str], Calibration] = dict(finished.calibration)
     for record, of_episode in wanted:
         key = (record.predictor, record.domain)

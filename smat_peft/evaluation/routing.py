@@ -37,7 +37,7 @@ class Routing:
                 by_domain.setdefault(record.domain, []).append(record.expert_weights)
         if not by_domain:
             raise DataError(f"there are no expert weights in the records of {predictor!r}")
-        return cls({domain: np.array(weights) for domain, weights in by_domain.items()})
+        return cls({domain: np.array(weights, dtype=np.float64) for domain, weights in by_domain.items()})
 
     def entropy(self, domain: str) -> float:
         """Mean entropy of an episode's weights as a share of the largest, log M: 1 where all experts weigh the same."""

@@ -75,6 +75,20 @@ def test_what_is_finished_is_not_measured_again(run):
     equal(again, first)
 
 
+def test_a_cut_between_writing_the_records_and_taking_the_text_away_counts_nothing_twice(run, tmp_path):
+    with pytest.raises(InterruptedError):
+        run(stop_at=("b", 3))
+    (unfinished,) = tmp_path.iterdir()
+    text = unfinished.read_bytes()
+    whole, _ = run("a")
+    unfinished.write_bytes(text)
+    found, seen = run()
+    assert seen == [("b", 3)]
+    assert len(found.records) == 8
+    equal(found, run(folder=None)[0])
+    assert whole.calibration["mine", "a"].before.bins[0].sum() == found.calibration["mine", "a"].before.bins[0].sum()
+
+
 def test_domains_may_be_added_later(run, tmp_path):
     run("a")
     second, seen = run("b")

@@ -1,12 +1,17 @@
 """Tables and plain data of a small evaluation whose figures are known."""
 
+import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 
+from smat_peft.evaluation.calibration import Calibration, Reliability
 from smat_peft.evaluation.records import Evaluation, Record
-from smat_peft.evaluation.report import format_percent, format_report, report_as_dict
+from smat_peft.evaluation.report import format_calibration, format_percent, format_report, report_as_dict
 from smat_peft.evaluation.statistics import Estimate
+from smat_peft.few_shot.fine_tuning import Adaptation
 
 ACCURACIES = {
     ("greek", "id"): {"backbone": (0.5, 0.7), "SMAT": (0.6, 0.8), "even mix": (0.5, 0.8)},
@@ -92,3 +97,64 @@ def test_an_interval_that_one_episode_does_not_give_is_left_out():
 )
 def test_percentages_have_one_decimal(estimate, signed, text):
     assert format_percent(estimate, signed=signed) == text
+
+
+def calibrated(after=True):
+    """Log losses 0.5 of the backbone and 0.25 of SMAT, halved by a temperature."""
+    evaluation = evaluation_of()
+    records = [
+        dataclasses.replace(
+            record,
+            log_loss=0.5 if record.predictor == "backbone" else 0.25,
+            calibrated_log_loss=(0.25 if record.predictor == "backbone" else 0.125) if after else math.nan,
+        )
+        for record in evaluation.records
+    ]
+    sharp = np.zeros((3, 10))
+    sharp[:, 9] = 10, 9.5, 7
+    mended = np.zeros((3, 10))
+    mended[:, 7] = 10, 7.5, 7
+    calibration = Calibration(Reliability(sharp), Reliability(mended) if after else None)
+    names = [(predictor, domain) for predictor in evaluation.predictors for domain in evaluation.domains]
+    return Evaluation(records, dict.fromkeys(names, calibration), dict.fromkeys(evaluation.predictors, 2.0))
+
+
+def test_calibration_is_shown_before_and_after_the_temperature():
+    lines = format_calibration(calibrated()).splitlines()
+    assert lines[2].split("  ")[0] == "greek"
+    assert [cell.strip() for cell in lines[2].split("  ") if "→" in cell] == [
+        *("0.500 → 0.250", "25.0 → 5.0", "0.250 → 0.125", "25.0 → 5.0"),
+    ]
+    assert lines[5].startswith("average    ID")
+    assert "(backbone 2.00, SMAT 2.00)" in lines[-1]
+
+
+def test_calibration_without_a_temperature_has_no_arrow():
+    text = format_calibration(dataclasses.replace(calibrated(after=False), temperatures={}))
+    assert "→" not in text
+    assert "arrow" not in text
+    assert "25.0" in text
+
+
+def test_the_data_hold_log_loss_and_calibration_error():
+    greek = json.loads(json.dumps(report_as_dict(calibrated()), allow_nan=False))["domains"]["greek"]
+    assert greek["log_loss"]["SMAT"] == {"before": 0.25, "after": 0.125}
+    assert greek["calibration_error"]["SMAT"] == pytest.approx({"before": 0.25, "after": 0.05})
+    bare = json.loads(json.dumps(report_as_dict(evaluation_of()), allow_nan=False))["domains"]["greek"]
+    assert bare["log_loss"]["SMAT"] == {"before": None, "after": None}
+
+
+@pytest.mark.parametrize(
+    ("selection", "sentence"),
+    [
+        ("given", "LoRA on each support, 20 steps, learning rate 0.001, as given."),
+        ("auto", "chosen for each episode on images left out of its support."),
+        ("validation", "chosen on validation episodes."),
+        ("test_tasks", "chosen with the query labels of the first five test tasks of each domain"),
+    ],
+)
+def test_every_table_says_how_the_learning_rate_was_chosen(selection, sentence):
+    settings = {"adaptation": vars(Adaptation("lora", steps=20)), "rate_selection": selection}
+    evaluation = dataclasses.replace(evaluation_of(), settings=settings)
+    assert sentence in format_report(evaluation)
+    assert sentence in report_as_dict(evaluation)["adaptation"]

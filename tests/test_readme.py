@@ -18,6 +18,7 @@ from transformers import ViTImageProcessorPil
 
 from smat_peft import SMATConfig
 from smat_peft.commands.classify import main as classify
+from smat_peft.commands.evaluate import main as evaluate
 from smat_peft.commands.meta_tune import main as meta_tune
 from smat_peft.few_shot import load_backbone
 from smat_peft.meta_tuning.trainer import MetaTrainer
@@ -83,6 +84,12 @@ def test_the_readme_s_classify_commands_run(place: Path, capsys: pytest.CaptureF
         assert classify(arguments) == 0
         answer = r"photo\.jpg +class1" if "unknown" in arguments else "leave-one-out accuracy|^Use [a-z ]+: "
         assert re.search(answer, capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_readme_s_evaluate_command_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (arguments,) = [words[3:] for words in commands() if words[:3] == ["python", "-m", "smat_peft.evaluate"]]
+    assert evaluate([*arguments, "--episodes", "2"]) == 0
+    assert re.search(r"^other +dev-OOD ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_readme_s_meta_tune_commands_plan_a_run(

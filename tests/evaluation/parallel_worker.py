@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from smat_peft import Episode, evaluate
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.evaluation import Evaluation, default_predictors
+from smat_peft.evaluation.processes import spread
 from tests.evaluation.small import TRANSFORM, make_domain, with_experts
 
 
@@ -56,6 +57,7 @@ def main() -> None:
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "seen": seen,
+        "squares": spread(lambda number: number * number, range(5), accelerator),
         "records": evaluation.as_rows(),
         "temperatures": dict(evaluation.temperatures),
         "errors": {" ".join(key): value.before.error for key, value in evaluation.calibration.items()},

@@ -32,6 +32,7 @@ def test_two_processes_give_the_records_of_one(tmp_path: Path) -> None:
     assert abs(reports[0]["seen"] - reports[1]["seen"]) <= 3  # one of an odd number for each domain, and for validation
     for report in reports:
         assert (report["processes"], report["device"]) == (2, "cpu")
+        assert report["squares"] == [0, 1, 4, 9, 16]
         assert len(report["records"]) == len(expected.records) == 4 * 2 * 19
         for found, record in zip(report["records"], expected.as_rows(), strict=True):
             weights, wanted = found.pop("expert_weights"), record.pop("expert_weights")

@@ -124,7 +124,11 @@ class Journal:
 
     def _check(self, found: Mapping[str, Any], path: Path) -> None:
         splits, wanted = found.get(SPLITS, {}), self.settings[SPLITS]
-        differ = [f"the split of {name}" for name in splits.keys() & wanted.keys() if splits[name] != wanted[name]]
+        differ = [
+            f"how episodes of {name} are drawn"
+            for name in splits.keys() & wanted.keys()
+            if splits[name] != wanted[name]
+        ]
         names = sorted((found.keys() | self.settings.keys()) - {SPLITS})
         differ += [
             f"{name} {found.get(name)!r}, now {self.settings.get(name)!r}"

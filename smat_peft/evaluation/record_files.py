@@ -24,7 +24,7 @@ from smat_peft.evaluation.records import Evaluation, Record
 
 FORMAT_VERSION = 1
 METADATA = b"smat_peft"
-SPLITS = "splits"  # the setting that files of one evaluation may differ in, as long as no domain's does
+SPLITS = "splits"  # the setting of each domain: the domains of an evaluation may be added to
 DIGITS = 5  # after the point, of sums over all queries of a domain
 SCHEMA = pa.schema(
     {

@@ -125,7 +125,7 @@ def test_records_of_other_settings_are_refused(run, tmp_path, finished, changes,
 
 def test_a_domain_of_another_split_is_refused(run, make_domain, transform, tmp_path):
     run("a")
-    with pytest.raises(CheckpointError, match="the split of a"):
+    with pytest.raises(CheckpointError, match="how episodes of a are drawn"):
         evaluate(
             {"mine": lambda episode: torch.zeros(len(episode.query), episode.ways)},
             [("id", make_domain("a", classes=40), "test")],

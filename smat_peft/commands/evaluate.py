@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from smat_peft.assets import DEMO_BACKBONE
-from smat_peft.commands.arguments import DOMAIN_KINDS
+from smat_peft.commands.arguments import DATA_ROOT, DOMAIN_KINDS
 from smat_peft.commands.checks import check_image_size, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.evaluate_inputs import (
@@ -35,6 +36,7 @@ from smat_peft.commands.evaluate_inputs import (
     digest,
     load_measured_domains,
     load_models,
+    looks_at_test,
     predictors_of,
 )
 from smat_peft.episodes.cache import ImageCache
@@ -55,6 +57,7 @@ from smat_peft.few_shot.learning_rate import default_learning_rate
 
 RECORDS, REPORT, TABLES, PICTURE = "records", "report.json", "report.md", "accuracies.png"
 BLIND = "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains)."
+HELP_WIDTH = 100
 SEARCHES = ("auto", "validation", "test_tasks")
 
 
@@ -75,9 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BACKBONE",
         help=f"vision backbone on the Hub or in a folder; the adapter's own if not given, else {DEMO_BACKBONE}",
     )
-    domains = parser.add_argument_group(
-        "domains", f"Without any, {DEMO_BACKBONE} takes the built-in ones. {DOMAIN_KINDS}"
-    )
+    kinds = textwrap.fill(f"Without any, {DEMO_BACKBONE} takes the built-in ones. {DOMAIN_KINDS}", HELP_WIDTH)
+    domains = parser.add_argument_group("domains", kinds)
     for name, text in (
         ("id_domains", "domains that the adapter was trained on"),
         ("dev_ood_domains", "domains not trained on, to look at while choosing settings"),
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         domains.add_argument(f"--{name}", nargs="+", default=[], metavar="DOMAIN", help=text)
     domains.add_argument("--look_at_test", action="store_true", help="take test classes and built-in test-OOD domains")
+    domains.add_argument("--data_root", default="data", help=f"what {DATA_ROOT} in the names of domains stands for")
     domains.add_argument(
         "--on_bad_image", choices=("error", "skip"), default="error", help="what to do with an unreadable image"
     )
@@ -138,7 +141,7 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
     )
     make_output_dir(arguments.output_dir)
     if arguments.manifest_out is not None and accelerator.is_main_process:
-        samplers = episode_samplers(entries, transform=transform, seed=arguments.seed, **shape)
+        samplers = episode_samplers(entries, transform=transform, seed=arguments.seed)
         write_manifest(arguments.manifest_out, samplers.values(), arguments.episodes)
     is_searched = arguments.learning_rate in SEARCHES
     evaluations = {}
@@ -159,7 +162,6 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
             accelerator=accelerator,
             output_dir=arguments.output_dir / RECORDS,
             settings={"backbone": backbone, "adapters": {path: digest(path) for path in arguments.adapters}},
-            **shape,
         )
     if accelerator.is_main_process:
         _report(evaluations, arguments)
@@ -188,7 +190,7 @@ def _report(evaluations: dict[str, Evaluation], arguments: argparse.Namespace) -
         ]
         if routing is not None:
             parts.append(f"## routing\n\n{routing.table(style)}")
-        if not (arguments.look_at_test or arguments.ood_domains):
+        if not looks_at_test(arguments):
             parts.append(BLIND)
         return "\n\n".join(parts) + "\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
 from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.commands.arguments import DataArguments
+from smat_peft.commands.protocol import load_protocol, with_enough_classes
 from smat_peft.episodes.domain import Domain
-from smat_peft.episodes.domains import load_domains
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.evaluation.predictors import (
@@ -28,7 +30,6 @@ from smat_peft.evaluation.predictors import (
     prototype_predictor,
 )
 from smat_peft.evaluation.protocol import EvaluationDomain
-from smat_peft.evaluation.records import Role
 from smat_peft.few_shot.loading import load_model
 from smat_peft.tuner.tasks import has_experts
 
@@ -92,25 +93,44 @@ def predictors_of(
 def load_measured_domains(arguments: argparse.Namespace, backbone: str) -> tuple[list[EvaluationDomain], list[Domain]]:
     """The domains to measure on, and those whose validation classes may be used to fit on.
 
-    Test classes of the ID domains, and test-OOD domains, are taken only where the arguments ask for them.
+    Test classes of the ID domains, and test-OOD domains, are taken only where the arguments ask for them. Domains
+    without enough classes for an episode are left out.
 
     Raises:
-        DataError: No domain is named, and the backbone is not the packaged one.
+        DataError: No domain is left, or one cannot be read.
     """
-    specs: dict[Role, list[str]] = {
-        "id": arguments.id_domains,
-        "dev_ood": arguments.dev_ood_domains,
-        "test_ood": arguments.ood_domains,
-    }
-    if backbone == DEMO_BACKBONE and not any(specs.values()):
-        specs = {role: [f"builtin:{role}"] for role in specs if role != "test_ood" or arguments.look_at_test}
-    looks_at_test = arguments.look_at_test or bool(arguments.ood_domains)
-    entries = [
-        EvaluationDomain(role, domain, "all" if role != "id" else "test" if looks_at_test else "validation")
-        for role, of_role in specs.items()
-        for domain in load_domains(of_role, on_bad_image=arguments.on_bad_image)
-    ]
+    data = DataArguments(
+        train_domains=arguments.id_domains,
+        dev_ood_domains=arguments.dev_ood_domains,
+        ood_domains=arguments.ood_domains,
+        data_root=arguments.data_root,
+        on_bad_image=arguments.on_bad_image,
+        evaluation_ways=arguments.ways,
+        evaluation_shots=arguments.shots,
+        queries=arguments.queries,
+    )
+    if backbone == DEMO_BACKBONE and not (data.train_domains or data.dev_ood_domains or data.ood_domains):
+        data = replace(data, train_domains=["builtin:id"], dev_ood_domains=["builtin:dev_ood"])
+        data = replace(data, ood_domains=["builtin:test_ood"] if arguments.look_at_test else [])
+    entries = load_protocol(data)
+    if not looks_at_test(arguments):
+        entries = [
+            entry._replace(split="validation") if entry.role == "id" else entry
+            for entry in entries
+            if entry.role != "test_ood"
+        ]
+    entries = with_enough_classes(entries)
     if not entries:
-        raise DataError("there is nothing to evaluate on; name domains: --id_domains, --dev_ood_domains, --ood_domains")
-    named = load_domains(arguments.validation_domains, on_bad_image=arguments.on_bad_image)
-    return entries, named or [entry.domain for entry in entries if entry.role == "id"]
+        raise DataError(
+            "there is nothing to evaluate on; name domains with enough classes for an episode (--id_domains, "
+            "--dev_ood_domains, --ood_domains), or add --look_at_test for the ID domains' test classes"
+        )
+    if arguments.validation_domains:
+        named = replace(data, train_domains=arguments.validation_domains, dev_ood_domains=[], ood_domains=[])
+        return entries, [entry.domain for entry in load_protocol(named)]
+    return entries, [entry.domain for entry in entries if entry.role == "id"]
+
+
+def looks_at_test(arguments: argparse.Namespace) -> bool:
+    """Whether the arguments ask for what a final comparison is made on."""
+    return arguments.look_at_test or bool(arguments.ood_domains)

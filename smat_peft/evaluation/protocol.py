@@ -115,7 +115,7 @@ def evaluate(
             f"nothing to evaluate: {len(predictors)} predictors on {episodes} episodes of {len(entries)} domains"
         )
     _check(entries)
-    if rate_selection == "validation" and not len(validation):
+    if rate_selection == "validation" and adaptation.kind != "prototype" and not len(validation):
         raise ConfigurationError("a learning rate is to be chosen on validation episodes, and there are none")
     if manifest is None:
         shape: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries, "seed": seed}

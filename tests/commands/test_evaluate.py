@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from smat_peft import SMATConfig
+from smat_peft.commands import evaluate as command
 from smat_peft.commands import evaluate_inputs
 from smat_peft.commands.evaluate import main
 from smat_peft.evaluation import read_records
@@ -80,19 +81,20 @@ def test_the_backbone_alone_and_an_adapter_of_another_method(run, world, adapter
 
 def test_by_default_test_classes_and_test_domains_are_not_looked_at(run, world, domains, monkeypatch):
     seen = {}
-    evaluate = evaluate_inputs.EvaluationDomain
+    evaluate = command.evaluate
 
-    def watch(role, domain, split):
-        seen[domain.name] = (role, split)
-        return evaluate(role, domain, split)
+    def watch(predictors, entries, **settings):
+        seen.update({entry.domain.name: (entry.role, entry.split) for entry in entries})
+        return evaluate(predictors, entries, **settings)
 
-    monkeypatch.setattr(evaluate_inputs, "EvaluationDomain", watch)
+    monkeypatch.setattr(command, "evaluate", watch)
     vit = ["--model_name_or_path", world / "vit"]
     run(*vit, *domains)
     assert seen == {"green": ("id", "validation"), "red": ("id", "validation"), "other": ("dev_ood", "all")}
     printed = run(*vit, *domains, "--ood_domains", f"folder:{world}/few", output=world.parent / "looked")
     assert seen["green"] == ("id", "test")
     assert seen["few"] == ("test_ood", "all")
+    assert seen["other"] == ("dev_ood", "all")
     assert "Not looked at" not in printed
 
 
@@ -100,9 +102,7 @@ def test_by_default_test_classes_and_test_domains_are_not_looked_at(run, world, 
     ("words", "roles"), [((), {"id", "dev_ood"}), (("--look_at_test",), {"id", "dev_ood", "test_ood"})]
 )
 def test_the_packaged_backbone_has_the_built_in_domains(words, roles):
-    from smat_peft.commands.evaluate import _parser
-
-    entries, fitted_on = evaluate_inputs.load_measured_domains(_parser().parse_args(words), "demo-vit")
+    entries, fitted_on = evaluate_inputs.load_measured_domains(command._parser().parse_args(words), "demo-vit")
     assert {entry.role for entry in entries} == roles
     assert {entry.split for entry in entries if entry.role == "id"} == {"test" if words else "validation"}
     assert [domain.name for domain in fitted_on] == [entry.domain.name for entry in entries if entry.role == "id"]
@@ -151,7 +151,16 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, words, message):
 
 
 def test_a_backbone_without_domains_asks_for_some(run, world):
-    assert "name domains: --id_domains" in run("--model_name_or_path", world / "vit", status=2)
+    assert "name domains with enough" in run("--model_name_or_path", world / "vit", status=2)
+    too_few = ["--id_domains", f"folder:{world}/few"]  # no training classes, so that it is a test-OOD domain
+    assert "add --look_at_test" in run("--model_name_or_path", world / "vit", *too_few, status=2)
+
+
+def test_a_domain_may_have_a_shape_of_its_own(run, world, tmp_path):
+    domains = ["--data_root", world, "--dev_ood_domains", "folder:{data_root}/other?ways=3&shots=2&name=mine"]
+    run("--model_name_or_path", world / "vit", *domains)
+    (record, *_) = read_records(tmp_path / "out" / "records").records
+    assert (record.domain, record.ways, record.support) == ("mine", 3, 6)
 
 
 def test_adapters_of_different_backbones_are_not_compared(run, adapters, domains, make_vit, tmp_path):

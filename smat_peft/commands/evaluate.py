@@ -43,6 +43,7 @@ from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import load_image_transform
 from smat_peft.errors import ConfigurationError, DataError
+from smat_peft.evaluation.fitting import RateSelection
 from smat_peft.evaluation.interval_plot import plot_accuracies
 from smat_peft.evaluation.manifest import write_manifest
 from smat_peft.evaluation.predictors import BACKBONE, SMAT
@@ -51,6 +52,7 @@ from smat_peft.evaluation.records import Evaluation
 from smat_peft.evaluation.report import format_calibration, format_report, report_as_dict
 from smat_peft.evaluation.routing import Routing
 from smat_peft.evaluation.tables import TableStyle
+from smat_peft.few_shot.adaptation import PROTOTYPE
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
 from smat_peft.few_shot.fine_tuning import KINDS, Adaptation
 from smat_peft.few_shot.learning_rate import default_learning_rate
@@ -143,10 +145,9 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
     if arguments.manifest_out is not None and accelerator.is_main_process:
         samplers = episode_samplers(entries, transform=transform, seed=arguments.seed)
         write_manifest(arguments.manifest_out, samplers.values(), arguments.episodes)
-    is_searched = arguments.learning_rate in SEARCHES
     evaluations = {}
     for kind in dict.fromkeys(arguments.adaptation):
-        rate = default_learning_rate(kind) if is_searched else arguments.learning_rate
+        adaptation, rate_selection = _adaptation(kind, arguments)
         evaluations[kind] = evaluate(
             predictors_of(models, validation, kind, arguments.batch_size),
             entries,
@@ -154,8 +155,8 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
             episodes=arguments.episodes,
             seed=arguments.seed,
             manifest=arguments.manifest,
-            adaptation=Adaptation(kind, arguments.steps, rate, arguments.augment),
-            rate_selection=arguments.learning_rate if is_searched else "given",
+            adaptation=adaptation,
+            rate_selection=rate_selection,
             validation=validation,
             training_seed=arguments.training_seed,
             cache=cache,
@@ -166,6 +167,16 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
     if accelerator.is_main_process:
         _report(evaluations, arguments)
     accelerator.end_training()
+
+
+def _adaptation(kind: str, arguments: argparse.Namespace) -> tuple[Adaptation, RateSelection]:
+    """What to do on a support set. By prototypes nothing depends on steps or rates, nor do records that are kept."""
+    if kind == "prototype":
+        return PROTOTYPE, "given"
+    if arguments.learning_rate not in SEARCHES:
+        return Adaptation(kind, arguments.steps, arguments.learning_rate, arguments.augment), "given"
+    rate = default_learning_rate(kind)  # any; it is replaced by the one that is chosen
+    return Adaptation(kind, arguments.steps, rate, arguments.augment), arguments.learning_rate
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -110,6 +110,7 @@ def test_the_packaged_backbone_has_the_built_in_domains(words, roles):
 
 def test_fine_tuning_says_how_its_rate_was_chosen(run, world, adapters, tmp_path):
     domain = ["--id_domains", f"folder:{world}/train/green"]
+    run(adapters / "mine", *domain)
     printed = run(adapters / "mine", *domain, "--adaptation", "prototype", "lora", "--steps", "1")
     assert "LoRA on each support, 1 steps, learning rate chosen on validation episodes." in printed
     records = read_records(tmp_path / "out" / "records").records

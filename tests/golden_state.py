@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
@@ -23,7 +24,7 @@ SETTINGS: dict[str, Any] = RUN["settings"]
 
 def numbers(name: str) -> dict[str, Tensor]:
     """The tensors of one golden file."""
-    return load_file(FOLDER / f"{name}.safetensors")
+    return load(lzma.decompress((FOLDER / f"{name}.safetensors.xz").read_bytes()))
 
 
 def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def load_backbone(name_or_path: str | Path) -> nn.Module:
         CheckpointError: It cannot be loaded, or some of its weights are not in the checkpoint (those of a head or of
             an unused pooler excepted), so that they would be random.
     """
-    with _one_line_errors(f"backbone {str(name_or_path)!r}"), _quiet_loading():
+    with one_line_errors(f"backbone {str(name_or_path)!r}"), _quiet_loading():
         model, report = AutoModel.from_pretrained(backbone_source(name_or_path), output_loading_info=True)
     unused = tuple(f"{path}." for path in heads_of(model, "auto"))
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
@@ -52,7 +52,7 @@ def load_model(backbone: str | Path, adapter: str | Path | None = None) -> nn.Mo
     adapted = load_adapter(model, adapter)
     if has_experts(adapted):
         return adapted
-    with _one_line_errors(f"adapter {str(adapter)!r}"):
+    with one_line_errors(f"adapter {str(adapter)!r}"):
         merged: Any = adapted.merge_and_unload()
     merged.name_or_path = ""  # what has that name is the backbone without the adapter
     return merged
@@ -64,14 +64,14 @@ def load_adapter(backbone: nn.Module, adapter: str | Path, *, is_trainable: bool
     Raises:
         CheckpointError: The adapter cannot be loaded, or does not fit.
     """
-    with _one_line_errors(f"adapter {str(adapter)!r} on backbone {backbone.name_or_path!r}"), _quiet_loading():
+    with one_line_errors(f"adapter {str(adapter)!r} on backbone {backbone.name_or_path!r}"), _quiet_loading():
         model: PeftModel = PeftModel.from_pretrained(backbone, str(adapter), is_trainable=is_trainable).eval()
     return model
 
 
 @contextmanager
-def _one_line_errors(what: str) -> Iterator[None]:
-    """The loader's own error, which may run over many lines, as one line that says what was being loaded."""
+def one_line_errors(what: str) -> Iterator[None]:
+    """Loaders' own errors, which may run over many lines, as a [`CheckpointError`] of one that says what was loaded."""
     try:
         yield
     except Exception as error:  # what a loader raises depends on which part of a checkpoint is broken, and how

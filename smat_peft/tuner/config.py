@@ -47,7 +47,8 @@ class SMATConfig(PeftConfig):
         router_temperature (`tuple[float, float]`, *optional*, defaults to `(5.0, 0.5)`): First and last temperature.
         router_temperature_episodes (`int`, *optional*, defaults to `18000`): Training episodes between them.
         feature (`str`, *optional*, defaults to `"auto"`): Feature of an image: `"cls"` token, `"mean"` over positions,
-            `"pooler"` output, the path of a module whose output it is, or `"auto"` by the kind of backbone.
+            `"pooler"` output, the path of a module whose output it is, or `"auto"` by the kind of backbone. Also
+            `"reference_cls"`: a ViT's class token, its position embeddings interpolated as the reference does it.
         feature_dim (`int`, *optional*): Width of the feature; read from the model's config where not given. Where it
             is not to be found there is no router and experts are mixed evenly.
         target_modules (`str | list[str]`, *optional*): Modules to adapt: a regular expression, names or their endings,
@@ -84,7 +85,7 @@ class SMATConfig(PeftConfig):
     router_spectral_norm: bool = field(default=True, metadata={"help": "Spectral norm of the router's weights."})
     router_temperature: tuple[float, float] = field(default=(5.0, 0.5), metadata={"help": "First, last temperature."})
     router_temperature_episodes: int = field(default=18_000, metadata={"help": "Episodes between the temperatures."})
-    feature: str = field(default="auto", metadata={"help": "auto, cls, mean, pooler or the path of a module."})
+    feature: str = field(default="auto", metadata={"help": "auto, cls, mean, pooler, reference_cls, a module's path."})
     feature_dim: int | None = field(default=None, metadata={"help": "Width of the feature."})
     target_modules: str | list[str] | set[str] | None = field(default=None, metadata={"help": "Modules to adapt."})
     target_parameters: list[str] | None = field(default=None, metadata={"help": "Parameters to adapt."})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.class_token import class_token_alone
+from smat_peft.tuner.positions import positions_by_scale_factor
 
 # What "auto" takes, by a transformers model's `config.model_type`.
 AUTO_FEATURE = {
@@ -26,6 +27,8 @@ AUTO_FEATURE = {
     "convnext": "pooler",
     "resnet": "pooler",
 }
+REFERENCE_FEATURE = "reference_cls"
+WITHOUT_POOLER = ("cls", REFERENCE_FEATURE, "mean")
 POOLERS = ("pooler", "head")  # of transformers' backbones; SigLIP's is called a head
 CLASSIFICATION_HEADS = ("classifier", "score", "fc_norm", "head", "fc", "cls_classifier", "distillation_classifier")
 UNUSED_IN_FEATURES = ("mask_token",)  # bare parameters that only pre-training reads
@@ -39,7 +42,7 @@ def backbone_of(model: nn.Module) -> nn.Module:
 
 
 def feature_kind(model: nn.Module, feature: str) -> str:
-    """What `feature` means for this model: `"cls"`, `"mean"`, `"pooler"`, `"output"` or a module's path."""
+    """What `feature` means for this model: itself, or for `"auto"` `"cls"`, `"mean"`, `"pooler"` or `"output"`."""
     if feature != "auto":
         return feature
     model_type = getattr(getattr(model, "config", None), "model_type", None)
@@ -66,18 +69,24 @@ def extract_features(model: nn.Module, pixel_values: Tensor, feature: str = "aut
         model: A transformers vision model, with or without a head, or any module that maps images to features.
         pixel_values: Images as the model's image processor leaves them. A size other than the pre-training's has the
             position embeddings interpolated, where the model can.
-        feature: `"auto"`, `"cls"`, `"mean"`, `"pooler"`, or the path of a module whose output is the feature.
+        feature: `"auto"`, `"cls"`, `"reference_cls"`, `"mean"`, `"pooler"`, or the path of a module whose output is the
+            feature. `"reference_cls"` is the class token with position embeddings interpolated as the reference does.
     """
     backbone, kind = backbone_of(model), feature_kind(model, feature)
     if kind == "cls":
         with class_token_alone(backbone):
             return _cls(_call(backbone, pixel_values))
+    if kind == REFERENCE_FEATURE:
+        with positions_by_scale_factor(backbone):
+            return extract_features(backbone, pixel_values, "cls")
     if kind in _FROM_OUTPUT:
         return _FROM_OUTPUT[kind](_call(backbone, pixel_values))
     try:
         module = model.get_submodule(kind)
     except AttributeError as error:
-        raise ConfigurationError(f"feature={kind!r} is neither auto, cls, mean, pooler nor a module's path") from error
+        raise ConfigurationError(
+            f"feature={kind!r} is neither auto, cls, reference_cls, mean, pooler nor a module's path"
+        ) from error
     caught: list[Any] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
     try:

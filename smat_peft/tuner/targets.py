@@ -13,7 +13,14 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.features import CLASSIFICATION_HEADS, POOLERS, UNUSED_IN_FEATURES, backbone_of, feature_kind
+from smat_peft.tuner.features import (
+    CLASSIFICATION_HEADS,
+    POOLERS,
+    UNUSED_IN_FEATURES,
+    WITHOUT_POOLER,
+    backbone_of,
+    feature_kind,
+)
 
 EVERYTHING = ".*"  # as a regular expression over module names
 
@@ -41,7 +48,7 @@ def heads_of(model: nn.Module, feature: str) -> list[str]:
     else:
         heads = [name for name, child in model.named_children() if child is not backbone]
         prefix = f"{model.base_model_prefix}."
-    if feature_kind(model, feature) in ("cls", "mean"):
+    if feature_kind(model, feature) in WITHOUT_POOLER:
         heads += [f"{prefix}{name}" for name in poolers if isinstance(getattr(backbone, name, None), nn.Module)]
     return heads
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import lzma
 from pathlib import Path
@@ -24,7 +25,12 @@ SETTINGS: dict[str, Any] = RUN["settings"]
 
 def numbers(name: str) -> dict[str, Tensor]:
     """The tensors of one golden file."""
-    return load(lzma.decompress((FOLDER / f"{name}.safetensors.xz").read_bytes()))
+    return load(_decompressed(name))
+
+
+@functools.cache
+def _decompressed(name: str) -> bytes:
+    return lzma.decompress((FOLDER / f"{name}.safetensors.xz").read_bytes())
 
 
 def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def convert_checkpoint(
     tensors = {**checkpoint.tensors, **given}
     config = _configuration(tensors[layout.TARGET_SPARSITY], theirs)
     rows = layout.match_parameters(tensors, theirs, parameters, ours)
-    router = _router_shapes(config, backbone.config.hidden_size)
+    router = _router_shapes(backbone.config.hidden_size, config.num_experts)
     expected = layout.expected_keys(rows, router, config.num_experts)
     lacking = [key for key in layout.NEVER_SAVED if key not in tensors]
 
@@ -151,29 +151,19 @@ def _given_keys(
 
 
 def _configuration(target_sparsity: Tensor, naming: Naming) -> SMATConfig:
+    """What METHOD states; what is not named here, such as the router's size and temperature, is our default, too."""
     return SMATConfig(
         num_experts=target_sparsity.numel(),
         target_sparsity=round(float(target_sparsity.float().mean()), 6),
         gate_eval="reference",
         router_pooling="first",
-        router_heads=4,  # METHOD 3, as the next three
-        router_mlp_ratio=2.0,
-        router_skill_tokens=4,
-        router_temperature=(5.0, 0.5),
-        router_temperature_episodes=18_000,
         feature=naming.feature,
     )
 
 
-def _router_shapes(config: SMATConfig, width: int) -> dict[str, Size]:
+def _router_shapes(width: int, num_experts: int) -> dict[str, Size]:
     with torch.device("meta"):
-        router = Router(
-            width,
-            config.num_experts,
-            heads=config.router_heads,
-            mlp_ratio=config.router_mlp_ratio,
-            skill_tokens=config.router_skill_tokens,
-        )
+        router = Router(width, num_experts)
     return {name: tensor.shape for name, tensor in router.state_dict().items() if name != "episodes_seen"}
 
 
@@ -190,9 +180,8 @@ def _compare_weights(checkpoint: ReferenceCheckpoint, rows: list[Row]) -> str:
             f"{checkpoint.source} was meta-tuned from another backbone: {len(different)} of {len(rows)} parameters "
             f"differ, {different[0]} by {distances[different[0]]:.0%} of its norm; give the one that it was tuned from"
         )
-    return (
-        f"The backbone is the one of the checkpoint: no parameter differs by more than {max(distances.values()):.0e}."
-    )
+    furthest = max(distances.values())
+    return f"The backbone is the one of the checkpoint: no parameter differs by more than {furthest:.0e} of its norm."
 
 
 def _notes(config: SMATConfig, naming: Naming, backbone: Any) -> Iterator[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smat_peft.errors import CheckpointError
 from smat_peft.few_shot.loading import one_line_errors
+from smat_peft.sharing.reference_layout import NEVER_SAVED, ROUTER
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 STATE = "model"  # where a training checkpoint holds the state dict
@@ -70,6 +71,12 @@ def read_reference_checkpoint(
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     others += [name for name, value in state.items() if not isinstance(value, Tensor)]
     return ReferenceCheckpoint(str(path_or_repo), tensors, tuple(str(name) for name in others))
+
+
+def read_router_file(path: str | Path) -> dict[str, Tensor]:
+    """The expert keys and skill tokens that a file holds, among others or alone, by the names of the authors' code."""
+    tensors = read_reference_checkpoint(path).tensors
+    return {name: tensor for name, tensor in tensors.items() if f"{ROUTER}{name.removeprefix(ROUTER)}" in NEVER_SAVED}
 
 
 def _file_in(folder: Path, source: str, filename: str | None) -> Path:

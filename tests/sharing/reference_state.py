@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
-from tests.golden_state import FOLDER, RUN, SETTINGS, numbers, section
+from tests.golden_state import FOLDER, RUN, numbers, section
 
 LAYOUT = json.loads((FOLDER / "authors/reference_layout.json").read_text())
 SHARED = {  # what the authors' two models share is stored once, by torch.hub's names

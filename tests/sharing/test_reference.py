@@ -14,10 +14,12 @@ from transformers import ViTConfig, ViTModel
 from smat_peft import load_reference_checkpoint
 from smat_peft.errors import CheckpointError, ConfigurationError
 from smat_peft.experts.gates import GATE_LIMIT
+from smat_peft.experts.prototypes import class_means
 from smat_peft.few_shot.adaptation import classify_episode
 from smat_peft.sharing.reference import convert_checkpoint
 from smat_peft.sharing.reference_files import ReferenceCheckpoint
-from tests.golden_state import adapter_parameters, distance, numbers
+from smat_peft.tuner.tasks import adapter_router
+from tests.golden_state import adapter_parameters, distance, numbers, section
 from tests.sharing.reference_state import backbone, episode, state_dict
 
 KEYS, TOKENS = "mask_hypernet.masks_keys", "mask_hypernet.skills_tokens"
@@ -53,12 +55,26 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_torch_hub_checkpoint_gives_the_authors_logits(saved: Any, index: int) -> None:
-    golden = numbers("authors/evaluation")
+    golden = section(numbers("authors/evaluation"), f"ep{index}")
     model = load_reference_checkpoint(saved(state_dict("hub")), backbone("hub"))
     ours, weights = logits(model, index)
     assert weights is not None
-    assert distance(weights, golden[f"ep{index}/router_weights"]) < 1e-5
-    assert distance(ours, golden[f"ep{index}/query_logits"]) < 1e-5
+    assert distance(weights, golden["router_weights"]) < 1e-5
+    assert distance(ours, golden["query_logits"]) < 1e-5
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@torch.no_grad()
+def test_the_router_gives_the_authors_numbers_before_they_saturate(index: int) -> None:
+    golden = section(numbers("authors/evaluation"), f"ep{index}")
+    model, (support, labels, _) = convert(state_dict("hub")), episode(index)
+    router = adapter_router(model)
+    assert router is not None
+    assert router.temperature == pytest.approx(float(golden["temperature"]))
+    with model.task({}):
+        prototypes = class_means(model.features(support), labels)
+    assert distance(router.embed(prototypes), golden["task_embed"][0]) < 1e-5
+    assert distance(router(prototypes).logits, golden["router_logits"]) < 1e-5
 
 
 def test_a_transformers_checkpoint_gives_the_authors_zero_shot_logits(saved: Any) -> None:
@@ -131,7 +147,7 @@ def test_keys_and_skill_tokens_can_be_given() -> None:
 @pytest.mark.parametrize("state", [state_dict("hub"), without_router_tokens()], ids=["saved", "never saved"])
 def test_experts_are_mixed_evenly_when_told_to(state: dict[str, Tensor]) -> None:
     model, report = convert_checkpoint(ReferenceCheckpoint("smat.pt", state), backbone("hub"), mix_evenly=True)
-    weights = logits(model, 0)[1]
+    weights = logits(model, 1)[1]  # which is otherwise for one of the experts alone
     assert weights is not None
     torch.testing.assert_close(weights, torch.full((4,), 0.25))
     assert KEYS in (report.missing if KEYS not in state else report.ignored)
@@ -199,6 +215,13 @@ def test_a_backbone_of_another_depth_does_not_fit() -> None:
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 3 * 12
     assert all(line.endswith("has no place in the backbone") for line in lines)
+
+
+def test_a_parameter_that_the_reference_s_vit_lacks_does_not_fit() -> None:
+    model: Any = backbone("hub")
+    model.embeddings.distillation_token = torch.nn.Parameter(torch.zeros(1, 1, 32))
+    with pytest.raises(CheckpointError, match=r"embeddings\.distillation_token of the backbone: has no place"):
+        convert_checkpoint(ReferenceCheckpoint("smat.pt", state_dict("hub")), model)
 
 
 def test_another_backbone_of_the_same_shape_is_refused() -> None:

@@ -111,6 +111,8 @@ def test_every_command_of_the_readme_is_one_that_is_tested_or_installs() -> None
     known = {("pip", "install"), ("accelerate", "launch"), ("python", "-m"), ("pytest",)} | {
         ("python", "examples/image_classification.py"),  # in test_examples.py
         ("python", "examples/digits.py"),
+        ("python", "examples/compare.py"),  # in test_compare.py
+        ("python", "examples/convert_reference.py"),  # in sharing/test_reference_examples.py
     }
     assert {tuple(words[:2]) for words in commands()} == known
 

@@ -169,11 +169,7 @@ def _router_shapes(width: int, num_experts: int) -> dict[str, Size]:
 
 def _compare_weights(checkpoint: ReferenceCheckpoint, rows: list[Row]) -> str:
     """How far the backbone is from the one that the checkpoint was meta-tuned from, which it must be."""
-    distances = {}
-    for row in rows:
-        theirs = checkpoint.tensors[f"{layout.NET}{row.name}"].float()
-        ours = torch.cat([part.detach().float().cpu() for part in row.parts.values()])
-        distances[row.name] = float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo().tiny))
+    distances = layout.weight_distances(checkpoint.tensors, rows)
     different = [name for name, distance in distances.items() if not distance <= SAME_WEIGHTS]
     if different:
         raise CheckpointError(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Size, Tensor
 
 from smat_peft.experts.router import SPECTRAL_WEIGHTS
@@ -101,6 +102,16 @@ def misfits(
     placed = {*expected, *head_keys(rows)}
     numbered = (key for key in tensors if key.startswith((NET, DELTA, GATES)))
     return lines + [f"{key}: has no place in the backbone" for key in numbered if key not in placed]
+
+
+def weight_distances(tensors: Mapping[str, Tensor], rows: list[Row]) -> dict[str, float]:
+    """How far our backbone's parameters are from the checkpoint's, relative to their norms, by the names there."""
+    distances = {}
+    for row in rows:
+        theirs = tensors[f"{NET}{row.name}"].float()
+        ours = torch.cat([part.detach().float().cpu() for part in row.parts.values()])
+        distances[row.name] = float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo().tiny))
+    return distances
 
 
 def router_key(name: str) -> str:

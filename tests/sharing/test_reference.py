@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
@@ -45,8 +46,6 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             training = {"optimizer": {"state": {0: torch.zeros(2)}, "param_groups": [{"lr": 0.1}]}, "loss_scaler": {}}
             torch.save({"model": state, "scheduler": {"last_epoch": 3}, **training}, path)
         else:
-            from safetensors.torch import save_file
-
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
         return path
 

@@ -36,7 +36,7 @@ from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
 from smat_peft.few_shot.classifier import FewShotClassifier
 from smat_peft.few_shot.fine_tuning import KINDS
-from smat_peft.few_shot.loading import load_backbone
+from smat_peft.few_shot.loading import find_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,10 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         default=DEMO_BACKBONE,
-        metavar="BACKBONE",
-        help="vision backbone on the Hub or in a folder, or demo-vit, the packaged one for small pictures of signs",
+        metavar="NAME",
+        help="vision backbone on the Hub or in a folder, an adapter that names its backbone, or demo-vit, the packaged "
+        "backbone for small pictures of signs",
     )
-    parser.add_argument("--adapter", metavar="PATH", help="adapter for that backbone, on the Hub or in a folder")
+    parser.add_argument("--adapter", metavar="NAME", help="adapter for that backbone, on the Hub or in a folder")
+    parser.add_argument("--revision", help="branch, tag or commit of the adapter, or of the backbone without one")
+    parser.add_argument("--token", help="for private repositories of the Hub; that of `hf auth login` if not given")
     parser.add_argument("--compare", action="store_true", help="try several methods on the examples, and name one")
     parser.add_argument("--adaptation", choices=KINDS, default="prototype", help="no gradient step, or fine-tuning")
     parser.add_argument("--steps", type=int, default=50, help="steps of fine-tuning")
@@ -102,6 +105,8 @@ def classify(argv: Sequence[str]) -> None:
     classifier = FewShotClassifier.from_pretrained(
         arguments.model,
         arguments.adapter,
+        revision=arguments.revision,
+        token=arguments.token,
         image_size=arguments.image_size,
         device="cuda" if torch.cuda.is_available() else None,
         adaptation=arguments.adaptation,
@@ -113,7 +118,8 @@ def classify(argv: Sequence[str]) -> None:
     )
     check_image_size(classifier.model, classifier.image_processor, arguments.model)
     if arguments.compare:
-        print(compare_methods(classifier, examples, load_backbone(arguments.model) if arguments.adapter else None))
+        source = find_model(arguments.model, arguments.adapter, revision=arguments.revision, token=arguments.token)
+        print(compare_methods(classifier, examples, source.load_backbone() if source.adapter else None))
         return
     if queries is None:
         answers = leave_examples_out(classifier, examples)

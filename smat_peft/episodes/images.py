@@ -149,22 +149,31 @@ class ImageTransform:
         return (self.rescale / std).astype(np.float32), (mean / std).astype(np.float32)
 
 
-def load_image_transform(model_name_or_path: str | Path, image_size: int | None = None) -> ImageTransform:
+def load_image_transform(
+    model_name_or_path: str | Path,
+    image_size: int | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> ImageTransform:
     """The transform that a model on disk or on the Hub comes with.
 
     Args:
         model_name_or_path: A folder or the name of a repository.
         image_size: Height and width of the result in place of the model's. Needed where the model comes without an
             image processor; pixels are then scaled to -1..1, and a warning says so.
+        revision: Branch, tag or commit on the Hub.
+        token: What opens private repositories; the one of `hf auth login` by default.
 
     Raises:
         ConfigurationError: There is no image processor and no `image_size`, or the processor cannot be used.
     """
     name = backbone_source(model_name_or_path)
     try:
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")  # the other one needs torchvision
+        # The other backend needs torchvision.
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil", revision=revision, token=token)
     except Exception as error:  # what transformers raises depends on what is wrong with the file
-        if not _has_no_processor(name):
+        if not _has_no_processor(name, revision, token):
             raise ConfigurationError(f"cannot load the image processor of {name!r}: {error}") from error
         if image_size is None:
             raise ConfigurationError(
@@ -180,12 +189,12 @@ def load_image_transform(model_name_or_path: str | Path, image_size: int | None 
     return ImageTransform.from_processor(processor, image_size)
 
 
-def _has_no_processor(name: str) -> bool:
+def _has_no_processor(name: str, revision: str | None, token: str | None) -> bool:
     # A failed download must not pass for a model without a processor: its pixels would be scaled wrongly.
     if Path(name).is_dir():
         return not any((Path(name) / file).is_file() for file in PROCESSOR_FILES)
     try:
-        return not any(file_exists(name, file) for file in PROCESSOR_FILES)
+        return not any(file_exists(name, file, revision=revision, token=token) for file in PROCESSOR_FILES)
     except Exception:  # no connection, or no name of the Hub: it cannot be known
         return False
 

@@ -23,7 +23,7 @@ from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, on_device
 from smat_peft.few_shot.fine_tuning import Adaptation
 from smat_peft.few_shot.inputs import check_images, encode_labels, pixel_batches
 from smat_peft.few_shot.learning_rate import choose_learning_rate
-from smat_peft.few_shot.loading import load_model
+from smat_peft.few_shot.loading import find_model
 from smat_peft.few_shot.saving import SavedClassifier, read_classifier, write_classifier
 
 NONE_OF_THESE = "none of these"  # what `predict` answers below `reject_below` where classes are strings
@@ -99,9 +99,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     @classmethod
     def from_pretrained(
         cls,
-        backbone: str | Path,
+        name_or_path: str | Path,
         adapter: str | Path | None = None,
         *,
+        revision: str | None = None,
+        token: str | None = None,
         image_size: int | None = None,
         device: str | torch.device | None = None,
         **settings: Any,
@@ -109,8 +111,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """A classifier, not yet fitted, from the Hub or from folders.
 
         Args:
-            backbone: A vision model that transformers' `AutoModel` loads; its image processor comes with it.
-            adapter: A PEFT adapter for that backbone.
+            name_or_path: A vision model that transformers' `AutoModel` loads; its image processor comes with it. Or a
+                PEFT adapter, which names the model that it is for.
+            adapter: A PEFT adapter for that model.
+            revision: Branch, tag or commit of the adapter, or of the model where there is no adapter.
+            token: What opens private repositories; the one of `hf auth login` by default.
             image_size: Height and width of images in place of the image processor's.
             device: Where to compute; the model is loaded there.
             settings: The class's other arguments.
@@ -119,8 +124,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             CheckpointError: The backbone or the adapter cannot be loaded.
             ConfigurationError: The image processor cannot be used.
         """
-        model = load_model(backbone, adapter)
-        transform = load_image_transform(backbone, image_size)
+        source = find_model(name_or_path, adapter, revision=revision, token=token)
+        model = source.load()
+        transform = load_image_transform(
+            source.backbone, image_size, revision=source.backbone_revision, token=source.token
+        )
         return cls(model if device is None else model.to(device), transform, device=device, **settings)
 
     def fit(self, images: Any, y: Any) -> FewShotClassifier:

@@ -1,16 +1,17 @@
-"""A backbone from the Hub or a folder, with an adapter or without."""
+"""A backbone from the Hub or a folder, with an adapter or without; an adapter alone names its backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoModel
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
 from smat_peft.assets import backbone_source
 from smat_peft.errors import CheckpointError
@@ -18,15 +19,90 @@ from smat_peft.tuner.targets import heads_of
 from smat_peft.tuner.tasks import has_experts
 
 
-def load_backbone(name_or_path: str | Path) -> nn.Module:
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        backbone: Its backbone, on the Hub or a folder.
+        adapter: A PEFT adapter for that backbone, likewise.
+        backbone_revision: Branch, tag or commit of the backbone.
+        adapter_revision: The same of the adapter.
+        token: What opens private repositories; the one of `hf auth login` by default.
+    """
+
+    backbone: str
+    adapter: str | None = None
+    backbone_revision: str | None = None
+    adapter_revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def load_backbone(self) -> nn.Module:
+        """The backbone alone: see [`load_backbone`]."""
+        return load_backbone(self.backbone, revision=self.backbone_revision, token=self.token)
+
+    def load(self) -> nn.Module:
+        """The backbone with the adapter, if there is one: see [`load_model`]."""
+        model = self.load_backbone()
+        if self.adapter is None:
+            return model
+        adapted = load_adapter(model, self.adapter, revision=self.adapter_revision, token=self.token)
+        if has_experts(adapted):
+            return adapted
+        with one_line_errors(f"adapter {self.adapter!r}"):
+            merged: Any = adapted.merge_and_unload()
+        merged.name_or_path = ""  # what has that name is the backbone without the adapter
+        return merged
+
+
+def find_model(
+    name_or_path: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> ModelSource:
+    """Find what a model is made of.
+
+    Args:
+        name_or_path: A backbone, or an adapter, a repository or folder with `adapter_config.json`: that names its
+            backbone and, if need be, the backbone's revision.
+        adapter: An adapter for that backbone.
+        revision: Branch, tag or commit of the adapter, or of the backbone where there is no adapter.
+        token: What opens private repositories; the one of `hf auth login` by default.
+
+    Raises:
+        CheckpointError: The adapter's configuration cannot be read or names no backbone.
+    """
+    name = str(name_or_path)
+    if adapter is not None:
+        return ModelSource(name, str(adapter), adapter_revision=revision, token=token)
+    with one_line_errors(f"model {name!r}"):
+        file = find_adapter_config_file(backbone_source(name), revision=revision, token=token)
+        if file is None:
+            return ModelSource(name, backbone_revision=revision, token=token)
+        config = PeftConfig.from_json_file(file)
+    backbone = config.get("base_model_name_or_path")
+    if not backbone:
+        raise CheckpointError(f"adapter {name!r} does not name its backbone; give the backbone, and it as the adapter")
+    return ModelSource(backbone, name, config.get("revision"), revision, token)
+
+
+def load_backbone(name_or_path: str | Path, *, revision: str | None = None, token: str | None = None) -> nn.Module:
     """A pre-trained vision backbone without its head, in evaluation mode.
+
+    Args:
+        name_or_path: Its name on the Hub, or its folder.
+        revision: Branch, tag or commit on the Hub.
+        token: What opens private repositories; the one of `hf auth login` by default.
 
     Raises:
         CheckpointError: It cannot be loaded, or some of its weights are not in the checkpoint (those of a head or of
             an unused pooler excepted), so that they would be random.
     """
     with one_line_errors(f"backbone {str(name_or_path)!r}"), _quiet_loading():
-        model, report = AutoModel.from_pretrained(backbone_source(name_or_path), output_loading_info=True)
+        source = backbone_source(name_or_path)
+        model, report = AutoModel.from_pretrained(source, output_loading_info=True, revision=revision, token=token)
     unused = tuple(f"{path}." for path in heads_of(model, "auto"))
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
     if missing:
@@ -38,34 +114,46 @@ def load_backbone(name_or_path: str | Path) -> nn.Module:
     return model.eval()
 
 
-def load_model(backbone: str | Path, adapter: str | Path | None = None) -> nn.Module:
-    """A pre-trained backbone with a PEFT adapter on it, if one is named, in evaluation mode.
+def load_model(
+    name_or_path: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> nn.Module:
+    """A pre-trained backbone with a PEFT adapter on it, if there is one, in evaluation mode.
 
     An adapter of another method than SMAT is merged into the backbone, so that it can be fine-tuned like any other.
+
+    Args:
+        name_or_path: A backbone, or an adapter that names its own, as for [`find_model`]; so are the others.
+        adapter: An adapter for that backbone.
+        revision: Branch, tag or commit of the adapter, or of the backbone where there is no adapter.
+        token: What opens private repositories.
 
     Raises:
         CheckpointError: One of them cannot be loaded, or they do not fit each other.
     """
-    model = load_backbone(backbone)
-    if adapter is None:
-        return model
-    adapted = load_adapter(model, adapter)
-    if has_experts(adapted):
-        return adapted
-    with one_line_errors(f"adapter {str(adapter)!r}"):
-        merged: Any = adapted.merge_and_unload()
-    merged.name_or_path = ""  # what has that name is the backbone without the adapter
-    return merged
+    return find_model(name_or_path, adapter, revision=revision, token=token).load()
 
 
-def load_adapter(backbone: nn.Module, adapter: str | Path, *, is_trainable: bool = False) -> PeftModel:
+def load_adapter(
+    backbone: nn.Module,
+    adapter: str | Path,
+    *,
+    is_trainable: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> PeftModel:
     """A backbone with a PEFT adapter put into it, in evaluation mode, to be trained further or not.
 
     Raises:
         CheckpointError: The adapter cannot be loaded, or does not fit.
     """
     with one_line_errors(f"adapter {str(adapter)!r} on backbone {backbone.name_or_path!r}"), _quiet_loading():
-        model: PeftModel = PeftModel.from_pretrained(backbone, str(adapter), is_trainable=is_trainable).eval()
+        model: PeftModel = PeftModel.from_pretrained(
+            backbone, str(adapter), is_trainable=is_trainable, revision=revision, token=token
+        ).eval()
     return model
 
 

@@ -116,7 +116,10 @@ def test_an_adapter_is_used(support, photos, backbone, adapter, capsys):
     assert call(support, photos, "--model", backbone) == 0
     plain = capsys.readouterr().out
     assert call(support, photos, "--model", backbone, "--adapter", adapter) == 0
-    assert capsys.readouterr().out != plain
+    adapted = capsys.readouterr().out
+    assert adapted != plain
+    assert call(support, photos, "--model", adapter) == 0
+    assert capsys.readouterr().out == adapted
 
 
 def test_images_of_any_size_fit_an_image_size(support, photos, backbone, capsys):
@@ -213,6 +216,7 @@ def test_methods_are_compared_and_one_is_named(support, backbone, adapter, capsy
     for arguments, names in (
         ((), ["prototypes", "logistic regression", "LoRA"]),
         (("--adapter", adapter), ["prototypes", "logistic regression", "adapter", "adapter + LoRA"]),
+        (("--model", adapter), ["prototypes", "logistic regression", "adapter", "adapter + LoRA"]),
     ):
         words = ("--model", backbone, "--compare", "--steps", 2, "--learning_rate", 0.001, *arguments)
         assert call(support, *words) == 0

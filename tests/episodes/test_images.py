@@ -206,7 +206,7 @@ def test_a_model_without_a_processor_needs_an_image_size(tmp_path: Path) -> None
 
 
 def test_a_repository_known_to_have_no_processor_takes_an_image_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smat_peft.episodes.images.file_exists", lambda repository, file: False)
+    monkeypatch.setattr("smat_peft.episodes.images.file_exists", lambda repository, file, **_: False)
     with pytest.warns(UserWarning, match="24 x 24"):
         assert load_image_transform("someone/model", image_size=24).size == (24, 24)
 

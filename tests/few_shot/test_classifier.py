@@ -1,5 +1,7 @@
 """FewShotClassifier: scikit-learn's protocol, a model that never changes, and clear errors."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -366,6 +368,27 @@ def test_a_classifier_comes_with_an_adapter(backbone_folder, adapter_folder, ada
     np.testing.assert_allclose(loaded.predict_proba(queries[0]), expected.predict_proba(queries[0]), atol=1e-6)
 
 
+def test_an_adapter_alone_finds_its_backbone_and_image_processor(backbone_folder, adapter_folder, examples, queries):
+    alone = FewShotClassifier.from_pretrained(adapter_folder).fit(*examples)
+    named = FewShotClassifier.from_pretrained(backbone_folder, adapter_folder).fit(*examples)
+    assert alone.transform_ == named.transform_
+    np.testing.assert_array_equal(alone.predict_proba(queries[0]), named.predict_proba(queries[0]))
+
+
+def test_an_adapter_that_names_no_backbone_is_one_line(adapter_folder):
+    config = json.loads((adapter_folder / "adapter_config.json").read_text())
+    (adapter_folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    with pytest.raises(CheckpointError, match="does not name its backbone; give the backbone, and it as the adapter"):
+        load_model(adapter_folder)
+
+
+def test_an_adapter_whose_configuration_is_damaged_is_one_line(adapter_folder):
+    (adapter_folder / "adapter_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"^cannot load model .*adapter.*JSONDecodeError|Expecting") as error:
+        load_model(adapter_folder)
+    assert "\n" not in str(error.value)
+
+
 def test_another_image_size_is_taken(backbone_folder, examples, queries):
     classifier = FewShotClassifier.from_pretrained(backbone_folder, image_size=24).fit(*examples)
     assert classifier.transform_.size == (24, 24)
@@ -378,7 +401,7 @@ def test_loading_says_nothing_about_a_pooler_that_is_not_used(backbone_folder, c
 
 
 def test_a_backbone_or_adapter_that_cannot_be_loaded_is_one_line(backbone_folder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"^cannot load backbone .*nowhere") as error:
+    with pytest.raises(CheckpointError, match=r"^cannot load model .*nowhere") as error:
         load_model(tmp_path / "nowhere")
     assert "\n" not in str(error.value)
     with pytest.raises(CheckpointError, match=r"^cannot load adapter .*nowhere.* on backbone") as error:

@@ -15,3 +15,7 @@ class DataError(SmatError):
 
 class CheckpointError(SmatError):
     """A checkpoint or output directory that cannot be used."""
+
+
+class HubError(SmatError):
+    """A repository of the Hub that cannot be written to."""

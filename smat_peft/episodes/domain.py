@@ -53,6 +53,7 @@ class Domain:
         augment: The training augmentations of METHOD 10 that leave an image in its class (a mirrored letter is another
             drawing, so scripts leave `"mirror"` out).
         hierarchies: By split, where its classes belong together: episodes whose ways vary draw their classes so.
+        origin: Where it comes from, as in its specification, `hub:NAME` among others; for messages and model cards.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Domain:
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     augment: frozenset[Augmentation] = EVERY_AUGMENTATION
     hierarchies: Mapping[str, Hierarchy] = field(default_factory=dict)
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not self.class_images:

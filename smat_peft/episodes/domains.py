@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -151,7 +151,7 @@ def _load_builtin(location: str, options: Mapping[str, str], settings: StoredSet
 
     if location not in builtin_names():
         raise DataError(f"there is no built-in domain {location!r}; there are {', '.join(builtin_names())}")
-    return load_builtin(location)
+    return replace(load_builtin(location), origin=f"builtin:{location}")
 
 
 def _load_folder(location: str, options: Mapping[str, str], settings: StoredSettings) -> Domain:

@@ -96,11 +96,11 @@ class StoredSettings:
                     f"it takes at least {MIN_IMAGES}, one for the support and one for the query"
                 )
         if self.splits_file is not None:
-            splits, origin = read_splits(self.splits_file), str(self.splits_file)
+            splits = read_splits(self.splits_file)
         try:
-            return Domain(name, class_images, splits or {}, self.augment, hierarchies or {})
+            return Domain(name, class_images, splits or {}, self.augment, hierarchies or {}, origin)
         except DataError as error:
-            raise DataError(f"{origin}: {error}") from error
+            raise DataError(f"{self.splits_file or origin}: {error}") from error
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -13,7 +13,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.errors import ConfigurationError
+from smat_peft.sharing.eval_results import hub_data_set
 
 TAGS = ("smat", "few-shot-learning", "meta-learning")
 
@@ -34,7 +36,7 @@ labelled images of a new task a router mixes the experts into one set of weights
 ```python
 from smat_peft import FewShotClassifier
 
-classifier = FewShotClassifier.from_pretrained("{{ backbone }}", adapter="{{ name }}")
+classifier = FewShotClassifier.from_pretrained({{ classifier }})
 classifier.fit(images, labels)  # a few PIL images of each class, and their labels
 classifier.predict(other_images)
 ```
@@ -44,9 +46,11 @@ Or as any PEFT adapter; the first import teaches PEFT the method:
 ```python
 import smat_peft
 from peft import PeftModel
-from transformers import AutoModel
+{% if packaged %}from smat_peft.assets import demo_backbone
+{% endif %}from transformers import AutoModel
 
-model = PeftModel.from_pretrained(AutoModel.from_pretrained("{{ backbone }}"), "{{ name }}")
+backbone = AutoModel.from_pretrained({% if packaged %}demo_backbone(){% else %}"{{ backbone }}"{% endif %})
+model = PeftModel.from_pretrained(backbone, "{{ name }}")
 model.adapt(pixel_values, labels)  # [N, 3, H, W] and 0..C-1; the model stays on this task until reset_task()
 ```
 
@@ -54,10 +58,11 @@ model.adapt(pixel_values, labels)  # [N, 3, H, W] and 0..C-1; the model stays on
 
 {{ table }}
 
-## Sparsity
+## Sparsity and size
 
 Share of closed gates, expert by expert: {{ sparsity }}.
-
+{% if size %}The adapter takes {{ size }}.
+{% endif %}
 ## How it was made
 
 ```yaml
@@ -91,6 +96,9 @@ def write_model_card(
     datasets: Sequence[str] | None = None,
     license: str | None = None,
     note: str = "",
+    name: str | None = None,
+    image_size: int | None = None,
+    origins: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the card of the adapter in `output_dir`, in place of the one that PEFT's `save_pretrained` leaves there.
 
@@ -109,6 +117,9 @@ def write_model_card(
         datasets: Names on the Hub of the data sets that it was meta-tuned on.
         license: The adapter's licence, as the Hub spells it, such as `"apache-2.0"`.
         note: What a user must know first, such as the only kind of image the adapter is for.
+        name: Its whole name on the Hub, `user/name`; the folder's own name if it is not there.
+        image_size: Height and width of images where they are not the image processor's.
+        origins: Specifications of the domains of `metrics`; the Hub then knows the data sets of those from there.
 
     Returns:
         The path of the card.
@@ -116,10 +127,11 @@ def write_model_card(
     Raises:
         ConfigurationError: A metric or a sparsity that is no share.
     """
-    for name, value in [*metrics.items(), *((f"sparsity of expert {m}", value) for m, value in enumerate(sparsity))]:
+    for what, value in [*metrics.items(), *((f"sparsity of expert {m}", value) for m, value in enumerate(sparsity))]:
         if not (math.isfinite(value) and 0 <= value <= 1):
-            raise ConfigurationError(f"model card: {name} is {value}, but it is a share and must lie in [0, 1]")
-    name = Path(output_dir).resolve().name
+            raise ConfigurationError(f"model card: {what} is {value}, but it is a share and must lie in [0, 1]")
+    folder = Path(output_dir)
+    name = name or folder.resolve().name
     on_the_hub = _is_hub_name(base_model)
     data = ModelCardData(
         library_name="peft",
@@ -129,22 +141,36 @@ def write_model_card(
         tags=[*TAGS, *tags],
         datasets=list(datasets) if datasets else None,
         license=license,
-        model_name=name,
-        eval_results=[_few_shot_accuracy(domain, value) for domain, value in metrics.items()] or None,
+        model_name=name.rpartition("/")[2],
+        eval_results=[
+            _few_shot_accuracy(domain, value, (origins or {}).get(domain, "")) for domain, value in metrics.items()
+        ]
+        or None,
     )
+    backbone = base_model if on_the_hub else Path(base_model).name
+    classifier = [f'"{name}"'] if on_the_hub else [f'"{backbone}"', f'adapter="{name}"']
+    classifier += [] if image_size is None else [f"image_size={image_size}"]
     card = ModelCard.from_template(
         data,
         template_str=TEMPLATE,
         name=name,
-        backbone=base_model if on_the_hub else Path(base_model).name,
+        backbone=backbone,
+        packaged=base_model == DEMO_BACKBONE,
+        classifier=", ".join(classifier),
+        size=_size_of(folder),
         note=note,
         table=table_markdown.strip(),
         sparsity=", ".join(f"{share:.3f}" for share in sparsity),
         settings=_plain(settings),
     )
-    path = Path(output_dir) / "README.md"
+    path = folder / "README.md"
     card.save(path)
     return path
+
+
+def _size_of(folder: Path) -> str:
+    size = sum(path.stat().st_size for path in folder.glob("adapter_*.safetensors"))
+    return f"{size / 1e6:.1f} MB" if size else ""
 
 
 def _is_hub_name(base_model: str) -> bool:
@@ -157,11 +183,13 @@ def _is_hub_name(base_model: str) -> bool:
     return True
 
 
-def _few_shot_accuracy(domain: str, accuracy: float) -> EvalResult:
+def _few_shot_accuracy(domain: str, accuracy: float, origin: str) -> EvalResult:
+    data_set, task = hub_data_set(origin) or (domain, None)
     return EvalResult(
         task_type="image-classification",
         task_name="Few-shot image classification",
-        dataset_type=domain,
+        dataset_type=data_set,
+        dataset_config=task,
         dataset_name=domain,
         metric_type="accuracy",
         metric_value=round(accuracy, 4),

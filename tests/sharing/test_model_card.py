@@ -57,7 +57,7 @@ def test_a_user_reads_table_sparsity_note_and_how_to_use_it(tmp_path: Path) -> N
     assert TABLE in text
     assert "0.910, 0.890" in text
     assert "For glyphs only." in text
-    assert 'FewShotClassifier.from_pretrained("facebook/dino-vits16", adapter="glyphs")' in text
+    assert 'FewShotClassifier.from_pretrained("glyphs")' in text
     assert "import smat_peft\n" in text
     assert "2403.08477" in text
 

@@ -120,6 +120,41 @@ class LaunchArguments:
         check_trackers(self.report_to)
 
 
+@dataclass
+class SharingArguments:
+    """What becomes of the adapter."""
+
+    save_merged: str | None = field(
+        default=None,
+        metadata={
+            "help": "Leave an ordinary transformers model, too, in OUTPUT_DIR/merged: the backbone, its experts mixed "
+            "evenly (even), or for one task, by a folder with a folder of images for each of its classes."
+        },
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "Push adapter, card, figures and curves to the Hub at the end, and a merged model to a repository "
+            "of its own, HUB_MODEL_ID-merged."
+        },
+    )
+    hub_model_id: str | None = field(
+        default=None,
+        metadata={"help": "Repository, NAME or USER/NAME; the name of the output directory by default."},
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Whether a new repository is private; the owner's default if not given."}
+    )
+    hub_token: str | None = field(default=None, metadata={"help": "Token; the one of `hf auth login` by default."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to; the main one by default."})
+    license: str | None = field(
+        default=None, metadata={"help": "Licence for the model card, as the Hub spells it, such as apache-2.0."}
+    )
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Data sets for the model card, by their names on the Hub."}
+    )
+
+
 def _require_at_least(arguments: object, least: int, *names: str) -> None:
     for name in names:
         value = getattr(arguments, name)

@@ -35,13 +35,14 @@ from peft import PeftModel, get_peft_model
 from transformers import HfArgumentParser
 
 from smat_peft.assets import DEMO_BACKBONE, DEMO_RECIPE
-from smat_peft.commands.arguments import DataArguments, LaunchArguments, ModelArguments
+from smat_peft.commands.arguments import DataArguments, LaunchArguments, ModelArguments, SharingArguments
 from smat_peft.commands.checks import check_image_size, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.methods import METHODS
 from smat_peft.commands.plan import format_plan
 from smat_peft.commands.protocol import check_training, load_protocol, with_enough_classes
 from smat_peft.commands.recipe import leading_recipes, recipe_words
+from smat_peft.commands.share import Sharing
 from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform, load_image_transform
@@ -63,19 +64,20 @@ from smat_peft.few_shot.loading import load_adapter, load_backbone
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import refuse_other_run
 from smat_peft.meta_tuning.trainer import MetaTrainer, create_accelerator
+from smat_peft.sharing.eval_results import write_eval_results
 from smat_peft.sharing.model_card import write_model_card
 from smat_peft.tuner.tasks import has_experts, merged_sparsity, sparsity
 
 CARD, METRICS, CURVES = "README.md", "metrics.json", "curves.png"  # beside the adapter
 
 
-Arguments = tuple[MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments]
+Arguments = tuple[MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments, SharingArguments]
 
 
 def parse(argv: Sequence[str]) -> Arguments:
     """Arguments from YAML files named first, a later one before an earlier, then the rest; the demo's if none."""
     parser = HfArgumentParser(
-        (MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments),
+        (MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments, SharingArguments),
         description=__doc__,
         formatter_class=HelpFormatter,
         prog="meta_tune",
@@ -89,14 +91,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     *parts, unknown = parser.parse_args_into_dataclasses(ahead + method.words + words, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
-    meta_tuning, model, data, launch = parts
-    return meta_tuning, model, data, launch
+    meta_tuning, model, data, launch, sharing = parts
+    return meta_tuning, model, data, launch, sharing
 
 
 def meta_tune(argv: Sequence[str]) -> None:
     """Plan, train, save, evaluate, report."""
-    arguments, model_arguments, data, launch = parse(argv)
+    arguments, model_arguments, data, launch, sharing_arguments = every = parse(argv)
     output_dir = Path(arguments.output_dir)
+    sharing = Sharing(sharing_arguments, output_dir)
     if not arguments.resume_from_checkpoint:
         refuse_other_run(output_dir)
         _refuse_to_overwrite(output_dir)
@@ -108,6 +111,7 @@ def meta_tune(argv: Sequence[str]) -> None:
     entries = load_protocol(data)
     check_training(entries)
     model = _create_model(model_arguments)
+    sharing.check_model(model)
     transform = load_image_transform(model_arguments.model_name_or_path, data.image_size)
     check_image_size(model, transform, model_arguments.model_name_or_path)
     cache = ImageCache(arguments.dataloader_cache_mib)
@@ -122,6 +126,8 @@ def meta_tune(argv: Sequence[str]) -> None:
         return
 
     make_output_dir(output_dir)
+    if accelerator.is_main_process:
+        sharing.open_repositories()
     if launch.report_to:
         settings = vars(arguments) | vars(model_arguments) | vars(data)
         accelerator.init_trackers("smat_peft", {name: str(value) for name, value in settings.items()})
@@ -137,8 +143,12 @@ def meta_tune(argv: Sequence[str]) -> None:
         evaluation = _evaluate(model, measured, data, model_arguments, transform, validation, cache)
         if evaluation is not None:
             accelerator.print("\n" + format_report(evaluation))
-        _write_results(output_dir, model, (arguments, model_arguments, data, launch), trainer, evaluation, figures)
+        origins = {entry.domain.name: entry.domain.origin for entry in measured}
+        _write_results(sharing, model, every, trainer, evaluation, figures, origins)
+        sharing.save_merged(model, transform, model_arguments.model_name_or_path)
         accelerator.print(f"\nEverything is in {output_dir}")
+        for address in sharing.push():
+            accelerator.print(f"Pushed to {address}")
 
 
 def _refuse_to_overwrite(output_dir: Path) -> None:
@@ -232,14 +242,16 @@ def _evaluate(
 
 
 def _write_results(
-    output_dir: Path,
+    sharing: Sharing,
     model: PeftModel,
     arguments: Arguments,
     trainer: MetaTrainer,
     evaluation: Evaluation | None,
     figures: dict[str, float],
+    origins: dict[str, str],
 ) -> None:
-    settings: dict[str, Any] = {name: value for part in arguments for name, value in vars(part).items()}
+    output_dir = sharing.output_dir
+    settings: dict[str, Any] = {name: value for part in arguments[:-1] for name, value in vars(part).items()}
     report = {} if evaluation is None else report_as_dict(evaluation)
     closed: list[float] = []
     if has_experts(model):
@@ -259,11 +271,18 @@ def _write_results(
         return  # PEFT has left its own card
     model_arguments = arguments[1]
     method = SMAT if model_arguments.method == "smat" else model_arguments.method
+    accuracies = {name: found["accuracy"][method] for name, found in report.get("domains", {}).items()}
+    write_eval_results(output_dir, accuracies, origins)
     write_model_card(
         output_dir,
+        name=sharing.name_of(output_dir),
         base_model=model_arguments.model_name_or_path,
         table_markdown="Not evaluated." if evaluation is None else format_report(evaluation, "markdown"),
-        metrics={name: figures["accuracy"][method]["mean"] for name, figures in report.get("domains", {}).items()},
+        metrics={name: accuracy["mean"] for name, accuracy in accuracies.items()},
+        origins=origins,
+        image_size=arguments[2].image_size,
+        license=sharing.arguments.license,
+        datasets=sharing.arguments.datasets,
         settings=settings,
         sparsity=closed,
         note=DEMO_NOTE if model_arguments.model_name_or_path == DEMO_BACKBONE else "",

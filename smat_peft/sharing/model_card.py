@@ -132,7 +132,7 @@ def write_model_card(
             raise ConfigurationError(f"model card: {what} is {value}, but it is a share and must lie in [0, 1]")
     folder = Path(output_dir)
     name = name or folder.resolve().name
-    on_the_hub = _is_hub_name(base_model)
+    on_the_hub = is_hub_name(base_model)
     data = ModelCardData(
         library_name="peft",
         base_model=base_model if on_the_hub else None,
@@ -173,7 +173,8 @@ def _size_of(folder: Path) -> str:
     return f"{size / 1e6:.1f} MB" if size else ""
 
 
-def _is_hub_name(base_model: str) -> bool:
+def is_hub_name(base_model: str) -> bool:
+    """Whether a backbone's name is one that others can load it by: no folder here, and fit for the Hub."""
     if Path(base_model).exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What every test shares: no network, one thread, shapes checked, a small backbone."""
+"""What every test shares: no network, one thread, shapes checked, a small backbone, a Hub on this machine."""
 
 import os
 
@@ -14,14 +14,18 @@ checked = [*(f"smat_peft.experts.{name}" for name in mathematics), "smat_peft.fe
 install_import_hook(checked, "beartype.beartype")
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+from huggingface_hub import constants, hf_api
+from huggingface_hub.utils import close_session
 from transformers import ViTConfig, ViTModel
 
 from smat_peft.experts import compiled
+from tests.sharing.hub_server import Hub, serve
 
 torch.set_num_threads(1)  # sums are then rounded in the same order on every machine
 
@@ -65,3 +69,26 @@ def make_vit() -> Callable[..., ViTModel]:
             return ViTModel(ViTConfig(**settings | changes), add_pooling_layer=False).eval()
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine, and the client turned to it, with a cache of its own and waits that take no time.
+
+    Large files go the way that they go without Xet, whose protocol this Hub does not speak.
+    """
+    with serve() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setattr("time.sleep", hub.waits.append)
+        yield hub
+        close_session()

@@ -88,6 +88,7 @@ def save_merged(
         CheckpointError: The folder cannot be written to.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         merged: Any = model.merge_and_unload()
         merged.save_pretrained(folder)
         image_processor(transform).save_pretrained(folder)

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 WRITER, READER = "hf_writer", "hf_reader"
 USER = "user"
 
@@ -53,7 +55,8 @@ class Answer:
 
     @classmethod
     def error(cls, status: int, code: str = "", message: str = "") -> Answer:
-        return cls(status, b"<html></html>", {"X-Error-Code": code, "X-Error-Message": message})
+        body = json.dumps({"error": message}).encode() if status < 500 else b"<html>"  # of a gateway before the Hub
+        return cls(status, body, {"X-Error-Code": code, "X-Error-Message": message})
 
 
 class Hub:
@@ -63,12 +66,15 @@ class Hub:
         url: Where it listens.
         repositories: By their whole names.
         requests: Method and path of each, in order.
+        waits: Seconds that the client has waited before it tried again.
+        large_suffix: How the names of files end that are uploaded as large ones.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
+        self.waits: list[float] = []
         self.large: dict[str, bytes] = {}
         self.large_suffix = ".safetensors"
         self._failures: list[tuple[re.Pattern[str], list[Failure]]] = []
@@ -130,7 +136,32 @@ def describe(hub: Hub, body: bytes, token: str | None, name: str, revision: str 
 
 
 def validate(hub: Hub, body: bytes, token: str | None) -> Answer:
-    return Answer.json({"errors": [], "warnings": []})
+    found = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
+    errors = [{"message": message} for message in errors_of(yaml.safe_load(found[1]) if found else None)]
+    return Answer.json({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+
+def errors_of(head: Any) -> Iterator[str]:
+    """What the Hub's documentation of model cards does not allow in the head of a card."""
+    if not isinstance(head, dict):
+        yield "there is no head"
+        return
+    texts = ("base_model", "base_model_relation", "library_name", "license", "pipeline_tag")
+    yield from (f"{name} is no text" for name in texts if not isinstance(head.get(name, ""), str))
+    lists = ("datasets", "tags")
+    yield from (
+        f"{name} is no list of texts" for name in lists if not all(isinstance(x, str) for x in head.get(name, []))
+    )
+    if head.get("base_model_relation", "adapter") not in ("adapter", "finetune", "merge", "quantized"):
+        yield "base_model_relation is unknown"
+    for model in head.get("model-index", []):
+        if not model.get("name") or not model.get("results"):
+            yield "model-index lacks a name or results"
+        for result in model.get("results", []):
+            if not (result["task"]["type"] and result["dataset"]["type"] and result["dataset"]["name"]):
+                yield "a result lacks its task or data set"
+            if not all(metric["type"] and isinstance(metric["value"], float) for metric in result["metrics"]):
+                yield "a metric lacks its type or value"
 
 
 def preupload(hub: Hub, body: bytes, token: str | None, name: str, branch: str) -> Answer:

@@ -1,15 +1,24 @@
 """The card of an adapter: what the Hub reads in its head, and what a user reads in its body."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
+from PIL import Image
+from transformers import ViTImageProcessorPil
 
+from smat_peft import SMATConfig
+from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.episodes.images import load_image_transform
 from smat_peft.errors import ConfigurationError
+from smat_peft.few_shot import load_backbone
 from smat_peft.sharing.model_card import write_model_card
+from tests.sharing.hub_server import Hub
 
 TABLE = "| domain | backbone | SMAT |\n|---|---|---|\n| greek | 61.2 ± 1.0 | 72.5 ± 0.9 |"
 
@@ -58,8 +67,61 @@ def test_a_user_reads_table_sparsity_note_and_how_to_use_it(tmp_path: Path) -> N
     assert "0.910, 0.890" in text
     assert "For glyphs only." in text
     assert 'FewShotClassifier.from_pretrained("glyphs")' in text
+    assert 'AutoModel.from_pretrained("facebook/dino-vits16")' in text
     assert "import smat_peft\n" in text
     assert "2403.08477" in text
+
+
+def test_a_card_on_the_hub_says_where_and_passes_the_client_s_validation(hub: Hub, tmp_path: Path) -> None:
+    card = card_in(tmp_path, name="user/glyphs", license="mit", datasets=["mnist"], origins={"greek": "builtin:greek"})
+    card.validate()
+    assert card.data.model_name == "glyphs"
+    assert 'from_pretrained("user/glyphs")' in card.text
+    assert hub.requests[-1] == "POST /api/validate-yaml"
+    card.data["base_model_relation"] = "cousin"
+    with pytest.raises(ValueError, match="base_model_relation is unknown"):
+        card.validate()
+
+
+def test_data_sets_of_the_hub_are_called_as_they_are_there(tmp_path: Path) -> None:
+    found = card_in(tmp_path, origins={"greek": "hub:someone/letters:greek@test", "digits": "folder:/private"})
+    assert [
+        (result.dataset_name, result.dataset_type, result.dataset_config) for result in found.data.eval_results
+    ] == [
+        ("greek", "someone/letters", "greek"),
+        ("digits", "digits", None),
+    ]
+
+
+def test_the_image_size_and_the_adapter_s_own_size_are_told(tmp_path: Path) -> None:
+    assert "The adapter takes" not in card_in(tmp_path).text
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1_260_000))
+    text = card_in(tmp_path, image_size=128).text
+    assert "The adapter takes 1.3 MB." in text
+    assert f'FewShotClassifier.from_pretrained("{tmp_path.name}", image_size=128)' in text
+
+
+@pytest.mark.parametrize("base_model", [DEMO_BACKBONE, "FOLDER"])
+def test_the_python_of_a_card_runs(
+    tmp_path: Path, make_vit: Any, monkeypatch: pytest.MonkeyPatch, base_model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if base_model == "FOLDER":
+        make_vit().save_pretrained("vit")
+        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained("vit")
+        base_model = "vit"
+    get_peft_model(load_backbone(base_model), SMATConfig(num_experts=2)).save_pretrained(
+        "glyphs", save_embedding_layers=False
+    )
+    text = card_in(tmp_path / "glyphs", base_model=base_model).text
+    size = load_image_transform(base_model).size
+    names: dict[str, Any] = {"images": [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]}
+    names |= {"labels": ["red", "blue"], "other_images": names["images"]}
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
+        names |= {"pixel_values": torch.rand(4, 3, *size), "labels": torch.tensor([0, 0, 1, 1])}
+    assert names["model"].peft_config["default"].num_experts == 2
+    assert names["classifier"].classes_.tolist() == ["blue", "red"]
 
 
 def test_the_settings_can_be_read_back_from_the_card(tmp_path: Path) -> None:

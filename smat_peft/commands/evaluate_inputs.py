@@ -30,7 +30,7 @@ from smat_peft.evaluation.predictors import (
     prototype_predictor,
 )
 from smat_peft.evaluation.protocol import EvaluationDomain
-from smat_peft.few_shot.loading import load_model
+from smat_peft.few_shot.loading import load_backbone, load_model
 from smat_peft.tuner.tasks import has_experts
 
 
@@ -61,7 +61,7 @@ def _backbone_of(adapter: str) -> str:
 
 def load_models(backbone: str, adapters: Sequence[str], device: torch.device) -> dict[str, nn.Module]:
     """The backbone, and each adapter on it by its folder's name; one of SMAT that is alone is called SMAT."""
-    models = {BACKBONE: load_model(backbone)}
+    models = {BACKBONE: load_backbone(backbone)}
     folders = [Path(adapter).name for adapter in adapters]
     names = folders if len(set(folders)) == len(folders) else adapters
     for name, adapter in zip(names, adapters, strict=True):

@@ -135,7 +135,7 @@ def test_the_command_that_a_page_or_a_protocol_shows_combines_it_with_settings(
     commands = re.findall(r"accelerate launch examples/meta_tune\.py (.*)", path.read_text())
     assert commands
     for command in commands:
-        _, model, data, _ = meta_tune.parse(command.split())
+        _, model, data, *_ = meta_tune.parse(command.split())
         assert model.model_name_or_path.startswith("facebook/dino-")
         assert data.train_domains
 
@@ -143,7 +143,7 @@ def test_the_command_that_a_page_or_a_protocol_shows_combines_it_with_settings(
 def test_a_later_recipe_goes_before_an_earlier_one_and_arguments_before_both(tmp_path: Path) -> None:
     (tmp_path / "first.yaml").write_text("seed: 1\nmax_steps: 2\nood_domains: [a, b]\nqueries: 3\n")
     (tmp_path / "second.yaml").write_text("seed: 4\nmax_steps: 5\nood_domains: [c]\n")
-    arguments, _, data, _ = meta_tune.parse([str(tmp_path / f"{n}.yaml") for n in ("first", "second")] + ["--seed=6"])
+    arguments, _, data, *_ = meta_tune.parse([str(tmp_path / f"{n}.yaml") for n in ("first", "second")] + ["--seed=6"])
     assert (arguments.seed, arguments.max_steps, data.ood_domains, data.queries) == (6, 5, ["c"], 3)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from comparison import training
 from comparison.measuring import Look, take_look
-from comparison.reporting import RUNS, read_all, report
+from comparison.reporting import RUNS, reached_sooner, read_all, report
 from comparison.rows import CLAIMS, DENSE, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, WISE
 from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
@@ -69,7 +69,7 @@ def test_every_row_has_as_many_trials_and_one_run_a_seed(tmp_path: Path) -> None
     runs = study(tmp_path, seeds=3).runs()
     assert len({run.folder for run in runs}) == len(runs)
     trials = [run for run in runs if "search" in run.folder.parts]
-    assert len(trials) == 13 * len(RATES)  # the others take over a rate
+    assert len(trials) == 14 * len(RATES)  # the others take over a rate
     assert len(runs) - len(trials) == 3 * len(ROWS)
 
 
@@ -145,6 +145,7 @@ def test_the_report_says_of_every_claim_what_the_records_say(tmp_path: Path) -> 
     everything = [*records(BACKBONE, 0.5, [None]), *records(SMAT, 0.6, [0, 1]), *records(DENSE, 0.62, [0, 1])]
     write_records(tmp_path / "prototype", Evaluation(everything))
     run = {"row": SMAT, "seed": 0, "sparsity": [0.7], "merged_sparsity": 0.5, "delta_lr": 0.2, "training_seconds": 90.0}
+    run["curve"] = [(80, 0.7)]
     (tmp_path / RUNS).write_text(json.dumps({"search": {}, "runs": [run]}))
     text = report(tmp_path)
     line = {claim.sentence: next(line for line in text.splitlines() if claim.sentence in line) for claim in CLAIMS}
@@ -156,6 +157,22 @@ def test_the_report_says_of_every_claim_what_the_records_say(tmp_path: Path) -> 
     assert "1.5" in row
     assert (tmp_path / "comparison.png").is_file()
     assert json.loads((tmp_path / "comparison.json").read_text())["claims"][0]["verdict"] == "holds"
+
+
+def test_a_level_is_reached_sooner_if_it_is_so_for_the_seeds() -> None:
+    def run(row: str, seed: int, *accuracies: float) -> dict[str, Any]:
+        return {"row": row, "seed": seed, "curve": [(80 * (at + 1), each) for at, each in enumerate(accuracies)]}
+
+    dense = [run(DENSE, 0, 0.6, 0.7, 0.8), run(DENSE, 1, 0.5, 0.8, 0.7)]
+    soon = reached_sooner([*dense, run(SMAT, 0, 0.8, 0.1, 0.1), run(SMAT, 1, 0.7, 0.7, 0.7)])
+    assert soon is not None
+    assert soon[0].per_seed == (160, 80)
+    assert soon[1] == "holds"
+    never = reached_sooner([*dense, run(SMAT, 0, 0.1, 0.1, 0.1), run(SMAT, 1, 0.1, 0.1, 0.1)])
+    assert never is not None
+    assert never[0].per_seed == (-80, -160)
+    assert never[1] == "does not hold"
+    assert reached_sooner(dense) is None
 
 
 def test_a_look_leaves_records_of_every_domain_and_is_not_taken_twice(tmp_path: Path) -> None:

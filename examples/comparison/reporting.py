@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comparison.rows import CLAIMS, REGRESSION, ROWS, SHOTS, SMAT_EVEN, SMAT_MEAN
-from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, pair_records
+from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN
+from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
 from smat_peft.evaluation.claims import Judgement, Measured, judge
 from smat_peft.evaluation.predictors import BACKBONE
 from smat_peft.evaluation.record_files import read_records
@@ -36,7 +37,8 @@ def report(results: Path) -> str:
         if key[0] != BACKBONE and key[1] in kinds
     }
     judgements = [judge(claim, measured) for claim in CLAIMS]
-    parts = [claims_table(judgements)]
+    sooner = reached_sooner(runs["runs"])
+    parts = [claims_table(judgements, sooner)]
     for kind in kinds:
         parts += [f"### {_title(kind, measured)}", averages_table(kind, measured, differences, runs["runs"])]
     if kinds:
@@ -60,7 +62,32 @@ def read_all(results: Path) -> Measured:
     return {key: measured[key] for key in sorted(measured, key=lambda key: (list(SHOTS).index(key[1]), _place(key[0])))}
 
 
-def claims_table(judgements: Sequence[Judgement]) -> str:
+def reached_sooner(runs: Sequence[dict[str, Any]]) -> tuple[Interval, Verdict] | None:
+    """By how many training tasks SMAT is sooner at the accuracy that dense meta-tuning ends with, and the verdict.
+
+    On validation classes of the training domains, seed by seed. A level that is never reached counts as reached one
+    validation after the end.
+    """
+    curves = {(run["row"], run["seed"]): run["curve"] for run in runs}
+    seeds = [seed for name, seed in curves if name == DENSE and (SMAT, seed) in curves]
+    if not seeds:
+        return None
+    gains = []
+    for seed in seeds:
+        level = curves[DENSE, seed][-1][1]
+        ours, theirs = (_tasks_until(curves[name, seed], level) for name in (SMAT, DENSE))
+        gains.append(theirs - ours)
+    paired = PairedDifferences(tuple(seeds), {"tasks": "id"}, {"tasks": np.array(gains, float)[:, None]})
+    interval = paired.interval("tasks")
+    return interval, verdict(interval)
+
+
+def _tasks_until(curve: Sequence[tuple[int, float]], level: float) -> int:
+    every = curve[0][0]
+    return next((tasks for tasks, accuracy in curve if accuracy >= level), curve[-1][0] + every)
+
+
+def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdict] | None) -> str:
     """A line for each claim: the verdict, and the differences that it is made of."""
     rows = [
         [
@@ -73,6 +100,10 @@ def claims_table(judgements: Sequence[Judgement]) -> str:
         ]
         for judgement in judgements
     ]
+    if sooner is not None:
+        interval, reached = sooner
+        tasks = f"{interval.mean:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}] training tasks sooner"
+        rows.append([f"SMAT: the level of {DENSE} on ID reached sooner", reached, tasks])
     return render_table(["claim", "verdict", "SMAT minus, in points"], rows, "<<<", "markdown")
 
 

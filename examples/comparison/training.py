@@ -26,7 +26,7 @@ SUMMARISED = (
     *("sparsity", "merged_sparsity", "density_of_delta", "share_of_delta", "skipped_updates", "training_seconds"),
     *("validation_accuracy", "dev_ood_accuracy"),
 )
-COMMON = ("--evaluation_episodes=0", "--validation_episodes=20", "--save_total_limit=1")
+COMMON = ("--evaluation_episodes=0", "--validation_episodes=20", "--validation_steps=20", "--save_total_limit=1")
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Study:
         runs = [
             {"row": name, "seed": seed}
             | {key: figures[key] for key in SUMMARISED if key in figures}
-            | {"delta_lr": figures["settings"]["delta_lr"]}
+            | {"delta_lr": figures["settings"]["delta_lr"], "curve": learning_curve(figures)}
             for seed in range(self.arguments.seeds)
             for name in ROWS
             if (self.folder(name, seed) / METRICS).is_file() and (figures := figures_of(self.folder(name, seed)))
@@ -203,6 +203,13 @@ def figures_of(folder: Path) -> dict[str, Any]:
     """What a run wrote down."""
     figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
     return figures
+
+
+def learning_curve(figures: dict[str, Any]) -> list[tuple[int, float]]:
+    """Training tasks seen, and the accuracy on validation classes of the training domains after them."""
+    tasks = figures["settings"]["episodes_per_step"]
+    logged = [entry for entry in figures["log"] if "validation_accuracy" in entry]
+    return [(tasks * entry["step"], entry["validation_accuracy"]) for entry in logged]
 
 
 def _slug(name: str) -> str:

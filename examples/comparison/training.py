@@ -26,7 +26,7 @@ SUMMARISED = (
     *("sparsity", "merged_sparsity", "density_of_delta", "share_of_delta", "skipped_updates", "training_seconds"),
     *("validation_accuracy", "dev_ood_accuracy"),
 )
-COMMON = ("--evaluation_episodes=0", "--validation_episodes=20", "--validation_steps=20", "--save_total_limit=1")
+COMMON = ("--evaluation_episodes=0", "--validation_episodes=20", "--validation_steps=40", "--save_total_limit=1")
 
 
 @dataclass

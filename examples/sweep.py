@@ -1,0 +1,173 @@
+r"""How sparse should experts be, and how many? The demo's recipe over a grid of both.
+
+Why: too dense, and experts forget what the backbone knew of other domains; too sparse, and they cannot learn. Each cell
+is one run of the meta-tuner with the recipe's other settings, looked at on held-out classes of the training domains
+(ID) and on dev-OOD domains, never on those kept for a final test. What is done is not done again: stop it and start it
+as you like.
+
+    python examples/sweep.py --quick     four cells of a few updates, to see it work
+    python examples/sweep.py             24 cells: hours on two cores
+    python examples/sweep.py --status    what is left, and about how long it takes
+
+The table of results is for the picture:
+
+    python -m smat_peft.analyse --sweep docs/results/sweep.csv --output_dir docs/pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from smat_peft.assets import DEMO_RECIPE
+from smat_peft.commands.console import HelpFormatter
+from smat_peft.commands.meta_tune import METRICS
+from smat_peft.commands.meta_tune import main as meta_tune
+from smat_peft.evaluation.predictors import SMAT
+from smat_peft.evaluation.sweep_results import SweepCell, write_sweep
+
+SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
+EXPERTS = (1, 4, 8, 16)
+QUICK: dict[str, Any] = {"max_steps": 10, "validation_steps": 10, "checkpointing_steps": 5, "evaluation_episodes": 10}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its settings beside the recipe's, and its folder."""
+
+    target_sparsity: float
+    num_experts: int
+    seed: int
+    runs_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.runs_dir / f"sparsity-{self.target_sparsity:g}_experts-{self.num_experts}_seed-{self.seed}"
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / METRICS).is_file()
+
+    def result(self) -> SweepCell:
+        """What the run wrote down."""
+        figures = json.loads((self.folder / METRICS).read_text())
+        averages = {role: each["accuracy"][SMAT] for role, each in figures["evaluation"]["averages"].items()}
+        return SweepCell(
+            target_sparsity=self.target_sparsity,
+            num_experts=self.num_experts,
+            seed=self.seed,
+            id_accuracy=averages["id"]["mean"],
+            id_half_width=averages["id"]["half_width"],
+            dev_ood_accuracy=averages["dev_ood"]["mean"],
+            dev_ood_half_width=averages["dev_ood"]["half_width"],
+            sparsity=fmean(figures["sparsity"]),
+            merged_sparsity=figures["merged_sparsity"],
+            training_seconds=figures["training_seconds"],
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is left, keep the table, say what is left."""
+    cores = os.cpu_count() or 1
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=DEMO_RECIPE, help="settings that all cells share")
+    parser.add_argument("--sparsities", type=float, nargs="+", default=list(SPARSITIES), help="of each expert")
+    parser.add_argument("--experts", type=int, nargs="+", default=list(EXPERTS), help="numbers of experts")
+    parser.add_argument("--seeds", type=int, default=1, help="training seeds of each cell")
+    parser.add_argument("--evaluation_episodes", type=int, default=300, help="episodes of each domain")
+    parser.add_argument("--jobs", type=int, default=cores, help="runs at a time")
+    parser.add_argument("--quick", action="store_true", help="two sparsities, two numbers of experts, ten updates")
+    parser.add_argument("--status", action="store_true", help="say what is left, and do nothing")
+    parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/sweep, or outputs/sweep-quick")
+    parser.add_argument("--results", type=Path, help="the table; docs/results/sweep.csv, or sweep.csv in --runs_dir")
+    arguments = parser.parse_args(argv)
+    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes}
+    if arguments.quick:
+        arguments.sparsities, arguments.experts, settings = [0.0, 0.9], [1, 4], QUICK
+    runs_dir = arguments.runs_dir or Path("outputs/sweep-quick" if arguments.quick else "outputs/sweep")
+    table = arguments.results or (runs_dir / "sweep.csv" if arguments.quick else Path("docs/results/sweep.csv"))
+    seeds, sparsities = range(arguments.seeds), arguments.sparsities
+    cells = [Cell(s, m, seed, runs_dir) for seed, m, s in product(seeds, arguments.experts, sparsities)]
+
+    print(describe(cells, arguments.jobs))
+    if not arguments.status:
+        run_all(cells, arguments.recipe, settings, arguments.jobs, table)
+        print(f"{describe(cells, arguments.jobs)}\nThe table is {table}")
+
+
+def run_all(cells: Sequence[Cell], recipe: Path, settings: dict[str, Any], jobs: int, table: Path) -> None:
+    """Run every cell that is not done, so many at a time, each in a fresh process; the table grows with each.
+
+    Raises:
+        SystemExit: A run failed; the others are finished first.
+    """
+    table.parent.mkdir(parents=True, exist_ok=True)
+    left = [cell for cell in cells if not cell.is_done]
+    threads, failed = max(1, (os.cpu_count() or 1) // jobs), []
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes to come
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool,
+        tqdm(total=len(cells), initial=len(cells) - len(left), desc="sweep", unit="run") as bar,
+    ):
+        pending = {pool.submit(run, cell, recipe, settings, threads): cell for cell in left}
+        for finished in as_completed(pending):
+            cell = pending[finished]
+            failed += [] if finished.result() else [cell.folder / "run.log"]
+            write_sweep([each.result() for each in cells if each.is_done], table)
+            bar.update()
+    if failed:
+        raise SystemExit(f"error: {len(failed)} runs failed; see {', '.join(map(str, failed))}")
+
+
+def run(cell: Cell, recipe: Path, settings: dict[str, Any], threads: int) -> bool:
+    """One run of the meta-tuner, gone on with where it was cut; whether it ended well."""
+    folder = cell.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {"target_sparsity": cell.target_sparsity, "num_experts": cell.num_experts, "seed": cell.seed}
+    own |= settings | {"ood_domains": [], "output_dir": str(folder), "threads": threads, "save_total_limit": 1}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | own))
+    resume = ["--resume_from_checkpoint=latest"] if any(folder.glob("checkpoint-*")) else []
+    with (folder / "run.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            status = meta_tune([str(folder / "recipe.yaml"), *resume])
+        except Exception:  # of whatever kind, it belongs to this cell and not to the others
+            traceback.print_exc()
+            status = 1
+    if status == 0:
+        for checkpoints in (*folder.glob("checkpoint-*"), folder / "best"):
+            shutil.rmtree(checkpoints, ignore_errors=True)  # the adapter itself is beside them
+    return status == 0
+
+
+def describe(cells: Sequence[Cell], jobs: int) -> str:
+    """What is done and what is left, and about how long that takes by the runs that are done."""
+    done = [cell for cell in cells if cell.is_done]
+    left = [cell for cell in cells if not cell.is_done]
+    lines = [f"{len(done)} of {len(cells)} runs are done, {len(left)} left"]
+    if left and done:
+        hours = fmean(cell.result().training_seconds for cell in done) * len(left) / jobs / 3600
+        lines[0] += f": about {hours:.1f} h of training, {jobs} at a time"
+    for cell in left:
+        begun = ", begun" if any(cell.folder.glob("checkpoint-*")) else ""
+        lines.append(f"  sparsity {cell.target_sparsity:g}, {cell.num_experts} experts, seed {cell.seed}{begun}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

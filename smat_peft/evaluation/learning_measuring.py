@@ -1,0 +1,93 @@
+"""How good a run was after how many training tasks, by the checkpoints that it kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from smat_peft.errors import CheckpointError
+from smat_peft.evaluation.predictors import BACKBONE, Predictor, prototype_predictor
+from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
+from smat_peft.evaluation.records import Role
+from smat_peft.evaluation.statistics import Estimate
+from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
+from smat_peft.meta_tuning.trainer import MODEL
+from smat_peft.tuner.tasks import adapter_router, has_experts
+
+KEEP_CHECKPOINTS = "--save_total_limit 0 --checkpointing_steps 20"
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Accuracy of a run over training, averaged over the domains of each role.
+
+    Attributes:
+        label: What the run is called.
+        tasks: Number of training tasks seen, 0 first: the backbone as it was.
+        accuracy: Shares from 0 to 1 after so many tasks, by role.
+    """
+
+    label: str
+    tasks: list[int]
+    accuracy: Mapping[Role, list[Estimate]]
+
+
+def measure_learning_curve(
+    label: str, model: nn.Module, run_dir: Path, domains: Sequence[EvaluationDomain], **settings: Any
+) -> LearningCurve:
+    """Evaluate all checkpoints of a run on the same episodes, without a gradient step (METHOD 6).
+
+    Args:
+        label: What to call the run.
+        model: Its backbone with its adapter, whose values are overwritten.
+        run_dir: The run's output directory.
+        domains: Domains to measure: of validation classes and dev-OOD.
+        settings: Further arguments of [`evaluate`].
+
+    Raises:
+        CheckpointError: There are no checkpoints, or not of this adapter.
+    """
+    folders = checkpoints(run_dir)
+    if not folders:
+        raise CheckpointError(f"{run_dir} holds no checkpoints; train with {KEEP_CHECKPOINTS}")
+
+    def measure(predictor: Predictor) -> dict[Role, Estimate]:
+        evaluation = evaluate({label: predictor}, domains, progress=False, **settings)
+        return {role: evaluation.average_accuracy(label, role) for role in evaluation.roles}
+
+    with tqdm(total=1 + len(folders), desc=f"checkpoints of {label}", unit="checkpoint", disable=None) as bar:
+        bar.set_postfix_str(BACKBONE)
+        tasks, measured = [0], [measure(prototype_predictor(model, "none"))]
+        for folder in folders:
+            bar.update()
+            bar.set_postfix_str(folder.name)
+            tasks.append(load_learned(model, folder))
+            measured.append(measure(prototype_predictor(model)))
+        bar.update()
+    return LearningCurve(label, tasks, {role: [each[role] for each in measured] for role in measured[0]})
+
+
+@torch.no_grad()
+def load_learned(model: nn.Module, folder: Path) -> int:
+    """Give a model what a checkpoint of its training says was learned; returns the number of training tasks until then.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or of another model or adapter.
+    """
+    tensors, state = load_checkpoint(folder)
+    own: dict[str, Tensor] = {f"{MODEL}model.{name}": parameter for name, parameter in model.named_parameters()}
+    router = adapter_router(model) if has_experts(model) else None
+    if router is not None:
+        own |= {f"{MODEL}router.{name}": buffer for name, buffer in router.named_buffers()}
+    for name in tensors:
+        if name.startswith((f"{MODEL}model.", f"{MODEL}router.")):
+            if name not in own or own[name].shape != tensors[name].shape:
+                raise CheckpointError(f"{folder} is of another model or adapter: this one has no {name}")
+            own[name].copy_(tensors[name])
+    return int(state["step"] * state["arguments"]["episodes_per_step"])

@@ -1,12 +1,13 @@
 r"""How sparse should experts be, and how many? The demo's recipe over a grid of both.
 
-Why: too dense, and experts forget what the backbone knew of other domains; too sparse, and they cannot learn. Each cell
-is one run of the meta-tuner with the recipe's other settings, looked at on held-out classes of the training domains
-(ID) and on dev-OOD domains, never on those kept for a final test. What is done is not done again: stop it and start it
-as you like.
+Why: too dense, and experts forget what the backbone knew of other domains; too sparse, and they cannot learn. Each run
+of the meta-tuner has the recipe's other settings and is looked at on held-out classes of the training domains (ID) and
+on dev-OOD domains, never on those kept for a final test. Dense gates want a lower learning rate than sparse ones, so
+each cell tries the same few and keeps the one that is best on validation. What is done is not done again: stop it and
+start it as you like.
 
     python examples/sweep.py --quick     four cells of a few updates, to see it work
-    python examples/sweep.py             24 cells: hours on two cores
+    python examples/sweep.py             24 cells, two rates each: hours on two cores
     python examples/sweep.py --status    what is left, and about how long it takes
 
 The table of results is for the picture:
@@ -42,22 +43,28 @@ from smat_peft.evaluation.predictors import SMAT
 from smat_peft.evaluation.sweep_results import SweepCell, write_sweep
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
-EXPERTS = (1, 4, 8, 16)
+EXPERTS = (4, 8, 1, 16)
+RATES = (0.2, 0.05)  # at 0.2 all gates open diverge, at 0.05 sparse ones are slow
 QUICK: dict[str, Any] = {"max_steps": 10, "validation_steps": 10, "checkpointing_steps": 5, "evaluation_episodes": 10}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its settings beside the recipe's, and its folder."""
+    """One run: its settings, which stand before the recipe's, and its folder."""
 
     target_sparsity: float
     num_experts: int
+    delta_lr: float
     seed: int
     runs_dir: Path
 
     @property
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("target_sparsity", "num_experts", "delta_lr", "seed")}
+
+    @property
     def folder(self) -> Path:
-        return self.runs_dir / f"sparsity-{self.target_sparsity:g}_experts-{self.num_experts}_seed-{self.seed}"
+        return self.runs_dir / "_".join(f"{name}-{value:g}" for name, value in self.settings.items())
 
     @property
     def is_done(self) -> bool:
@@ -68,9 +75,8 @@ class Cell:
         figures = json.loads((self.folder / METRICS).read_text())
         averages = {role: each["accuracy"][SMAT] for role, each in figures["evaluation"]["averages"].items()}
         return SweepCell(
-            target_sparsity=self.target_sparsity,
-            num_experts=self.num_experts,
-            seed=self.seed,
+            **self.settings,
+            validation_score=(figures["validation_accuracy"] + figures["dev_ood_accuracy"]) / 2,
             id_accuracy=averages["id"]["mean"],
             id_half_width=averages["id"]["half_width"],
             dev_ood_accuracy=averages["dev_ood"]["mean"],
@@ -88,21 +94,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, default=DEMO_RECIPE, help="settings that all cells share")
     parser.add_argument("--sparsities", type=float, nargs="+", default=list(SPARSITIES), help="of each expert")
     parser.add_argument("--experts", type=int, nargs="+", default=list(EXPERTS), help="numbers of experts")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates of delta to try")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds of each cell")
-    parser.add_argument("--evaluation_episodes", type=int, default=300, help="episodes of each domain")
+    parser.add_argument("--evaluation_episodes", type=int, default=100, help="episodes of each domain")
     parser.add_argument("--jobs", type=int, default=cores, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="two sparsities, two numbers of experts, ten updates")
     parser.add_argument("--status", action="store_true", help="say what is left, and do nothing")
     parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/sweep, or outputs/sweep-quick")
     parser.add_argument("--results", type=Path, help="the table; docs/results/sweep.csv, or sweep.csv in --runs_dir")
     arguments = parser.parse_args(argv)
-    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes}
+    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes, "validation_episodes": 20}
     if arguments.quick:
-        arguments.sparsities, arguments.experts, settings = [0.0, 0.9], [1, 4], QUICK
+        arguments.sparsities, arguments.experts, arguments.rates, settings = [0.0, 0.9], [1, 4], [0.05], QUICK
     runs_dir = arguments.runs_dir or Path("outputs/sweep-quick" if arguments.quick else "outputs/sweep")
     table = arguments.results or (runs_dir / "sweep.csv" if arguments.quick else Path("docs/results/sweep.csv"))
-    seeds, sparsities = range(arguments.seeds), arguments.sparsities
-    cells = [Cell(s, m, seed, runs_dir) for seed, m, s in product(seeds, arguments.experts, sparsities)]
+    grid = product(range(arguments.seeds), arguments.experts, arguments.rates, arguments.sparsities)
+    cells = [Cell(sparsity, experts, rate, seed, runs_dir) for seed, experts, rate, sparsity in grid]
 
     print(describe(cells, arguments.jobs))
     if not arguments.status:
@@ -139,8 +146,11 @@ def run(cell: Cell, recipe: Path, settings: dict[str, Any], threads: int) -> boo
     """One run of the meta-tuner, gone on with where it was cut; whether it ended well."""
     folder = cell.folder
     folder.mkdir(parents=True, exist_ok=True)
-    own = {"target_sparsity": cell.target_sparsity, "num_experts": cell.num_experts, "seed": cell.seed}
-    own |= settings | {"ood_domains": [], "output_dir": str(folder), "threads": threads, "save_total_limit": 1}
+    own = (
+        cell.settings
+        | settings
+        | {"ood_domains": [], "output_dir": str(folder), "threads": threads, "save_total_limit": 1}
+    )
     (folder / "recipe.yaml").write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | own))
     resume = ["--resume_from_checkpoint=latest"] if any(folder.glob("checkpoint-*")) else []
     with (folder / "run.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
@@ -165,7 +175,7 @@ def describe(cells: Sequence[Cell], jobs: int) -> str:
         lines[0] += f": about {hours:.1f} h of training, {jobs} at a time"
     for cell in left:
         begun = ", begun" if any(cell.folder.glob("checkpoint-*")) else ""
-        lines.append(f"  sparsity {cell.target_sparsity:g}, {cell.num_experts} experts, seed {cell.seed}{begun}")
+        lines.append("  " + ", ".join(f"{name} {value:g}" for name, value in cell.settings.items()) + begun)
     return "\n".join(lines)
 
 

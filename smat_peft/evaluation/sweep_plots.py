@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from smat_peft.evaluation.plots import MARKERS, picture
-from smat_peft.evaluation.sweep_results import SweepCell
+from smat_peft.evaluation.sweep_results import SweepCell, best_rates
 
 ACCURACIES = {"id_accuracy": "ID accuracy, %", "dev_ood_accuracy": "dev-OOD accuracy, %"}
 POINT_SIZE = 22  # square points
@@ -20,8 +20,10 @@ POINT_SIZE = 22  # square points
 def draw_sweep(cells: Sequence[SweepCell], path: Path) -> None:
     """ID and dev-OOD accuracy over sparsity, a line for each number of experts, and one against the other.
 
-    Several seeds are drawn as points around the line of their mean; of a single one the bars are 95 % intervals.
+    Of the learning rates that a cell tried, the best one ([`~smat_peft.evaluation.sweep_results.best_rates`]). Several
+    seeds are drawn as points around the line of their mean; of a single one the bars are 95 % intervals.
     """
+    cells = best_rates(cells)
     sparsities = sorted({cell.target_sparsity for cell in cells})
     experts = sorted({cell.num_experts for cell in cells})
     with picture(path, height=3.2) as figure:

@@ -18,7 +18,9 @@ class SweepCell:
     Attributes:
         target_sparsity: Wanted of each expert.
         num_experts: M.
+        delta_lr: Learning rate of delta.
         seed: Of training.
+        validation_score: What rates are chosen by: mean of the last accuracies on validation and on dev-OOD episodes.
         id_accuracy: Average over ID domains.
         id_half_width: Half its interval.
         dev_ood_accuracy: Average over dev-OOD domains.
@@ -30,7 +32,9 @@ class SweepCell:
 
     target_sparsity: float
     num_experts: int
+    delta_lr: float
     seed: int
+    validation_score: float
     id_accuracy: float
     id_half_width: float
     dev_ood_accuracy: float
@@ -40,9 +44,17 @@ class SweepCell:
     training_seconds: float
 
 
+def best_rates(cells: Iterable[SweepCell]) -> list[SweepCell]:
+    """Of runs that differ by their learning rate alone, the one of the best validation score."""
+    best: dict[tuple[float, int, int], SweepCell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.validation_score):
+        best[cell.target_sparsity, cell.num_experts, cell.seed] = cell
+    return list(best.values())
+
+
 def write_sweep(cells: Iterable[SweepCell], path: Path) -> None:
-    """Write cells as CSV, in the order of sparsity, experts and seed."""
-    ordered = sorted(cells, key=lambda cell: (cell.target_sparsity, cell.num_experts, cell.seed))
+    """Write cells as CSV, in the order of their settings."""
+    ordered = sorted(cells, key=dataclasses.astuple)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in dataclasses.fields(SweepCell)])

@@ -59,7 +59,9 @@ def curves(count):
 
 def cells(sparsities, experts, seeds=1):
     grid = itertools.product(sparsities, experts, range(seeds))
-    return [SweepCell(s, m, k, 0.7 + RANDOM.random() / 20, 0.01, 0.8, 0.01, s, s / 2, 60.0) for s, m, k in grid]
+    return [
+        SweepCell(s, m, 0.05, k, 0.7, 0.7 + RANDOM.random() / 20, 0.01, 0.8, 0.01, s, s / 2, 60.0) for s, m, k in grid
+    ]
 
 
 BLOCKS = ["before", *map(str, range(12)), "after"]

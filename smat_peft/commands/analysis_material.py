@@ -51,13 +51,18 @@ class Material:
         """So many episodes of each domain."""
         return [
             DomainEpisodes(
-                domain.name,
-                role,
+                entry.domain.name,
+                entry.role,
                 FixedEpisodes(
-                    [domain], split, count, seed=domain_seed(self._seed, domain.name), augment=False, **self._shared
+                    [entry.domain],
+                    entry.split,
+                    count,
+                    seed=domain_seed(self._seed, entry.domain.name),
+                    augment=False,
+                    **self._shared,
                 ),
             )
-            for role, domain, split in self.domains
+            for entry in self.domains
         ]
 
 

@@ -16,7 +16,10 @@ STATES = {"before": ("at the backbone's weights", ORANGE, "s"), "trained": ("at 
 
 
 def draw_alignment(alignment: Alignment, path: Path) -> None:
-    """Cosines of all pairs of domains for delta and experts, above the matrices of the delta before and after."""
+    """Cosines of all pairs of domains for delta and experts, above the matrices of the delta before and after.
+
+    On the diagonals are cosines of a domain's tasks with others of its own.
+    """
     parts, domains = len(alignment.trained), len(alignment.domains)
     heights = (2.6, 1.3 + 0.13 * domains)
     with picture(path, height=sum(heights)) as figure:
@@ -49,4 +52,4 @@ def draw_alignment(alignment: Alignment, path: Path) -> None:
         for place, (state, (title, _, _)) in zip(axes, STATES.items(), strict=True):
             image = heat_map(place, matrices[state], alignment.domains, alignment.domains, figures=False, **limits)
             place.set_title(f"delta, {title}")
-        below.colorbar(image, ax=axes, label="cosine (diagonal: other tasks)")
+        below.colorbar(image, ax=axes, label="cosine")

@@ -39,6 +39,7 @@ PRINT: Any = {
     "savefig.dpi": 200,
 }
 FULL_WIDTH = 7.0  # inches, of a page's text
+LEAST_HEIGHT = 2.4  # inches: room for the label of a vertical axis
 MOST_LETTERS = 40  # of labels side by side; more are turned upright
 
 
@@ -46,7 +47,7 @@ MOST_LETTERS = 40  # of labels side by side; more are turned upright
 def picture(path: Path, height: float, width: float = FULL_WIDTH) -> Iterator[Figure]:
     """A figure to draw into, saved as `path.pdf` and `path.png` at the end of the block; sizes are in inches."""
     with rc_context(PRINT):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, max(height, LEAST_HEIGHT)), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(f"{path}.pdf", metadata={"CreationDate": None})  # the same numbers give the same file

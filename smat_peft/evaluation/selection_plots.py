@@ -17,20 +17,18 @@ SPACE = 10  # of SciPy's dendrograms between two leaves
 
 
 def draw_selection(selection: Selection, path: Path) -> None:
-    """Mean expert weights of domains as a heat map; domains that choose alike are neighbours, joined by a tree."""
+    """Mean expert weights of two or more domains as a heat map; those that choose alike are joined by a tree."""
     domains, experts = selection.weights.shape
-    order, branches = np.arange(domains), np.empty((0, 4, 2))
-    if domains > 1:
-        tree = hierarchy.dendrogram(cluster(selection.weights), orientation="left", no_plot=True)
-        order = np.array(tree["leaves"])
-        branches = np.stack([np.array(tree["dcoord"]), np.array(tree["icoord"]) / SPACE - 0.5], axis=-1)
+    tree = hierarchy.dendrogram(cluster(selection.weights), orientation="left", no_plot=True)
+    order = np.array(tree["leaves"])
+    branches = np.stack([np.array(tree["dcoord"]), np.array(tree["icoord"]) / SPACE - 0.5], axis=-1)
     titles = [f"{selection.domains[row]} ({ROLE_TITLES[selection.roles[row]]})" for row in order]
     names = [str(number + 1) for number in range(experts)]
     with picture(path, height=1.4 + 0.2 * domains) as figure:
         dendrogram, matrix = figure.subplots(1, 2, width_ratios=(1, 4))
         dendrogram.add_collection(LineCollection(list(branches), colors="k", linewidths=0.8))
         dendrogram.set(ylim=(domains - 0.5, -0.5), xlabel="distance", yticks=[])
-        dendrogram.set_xlim(max(branches[..., 0].max(initial=0.0), 1e-6) * 1.05, 0)
+        dendrogram.set_xlim(max(branches[..., 0].max(), 1e-6) * 1.05, 0)
         dendrogram.locator_params(axis="x", nbins=2)
         dendrogram.spines["left"].set_visible(False)
         image = heat_map(matrix, selection.weights[order], titles, names)

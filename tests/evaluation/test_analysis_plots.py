@@ -1,4 +1,4 @@
-"""Pictures of an analysis: all text can be read, however many domains and experts there are, and the numbers are beside."""
+"""Pictures of an analysis: their text can be read, however many domains and experts there are."""
 
 import itertools
 import json
@@ -75,7 +75,6 @@ PICTURES = {
     "depth of stages": (draw_capacity_by_depth, capacities(STAGES, 16)),
     "selection": (draw_selection, selection(20, 16)),
     "selection of two": (draw_selection, selection(2, 2)),
-    "selection of one domain": (draw_selection, selection(1, 4)),
     "overlap": (draw_overlap, overlap(16)),
     "overlap of two": (draw_overlap, overlap(2)),
     "alignment": (draw_alignment, alignment(20, 16)),
@@ -99,6 +98,7 @@ def figures(monkeypatch):
 
 def texts(figure):
     """Tick labels, axis labels, titles and legends with their boxes, as they were drawn last."""
+    figure.canvas.draw()  # at the figure's own resolution, after files of other ones
     renderer = figure.canvas.get_renderer()
     places = list(figure.axes)
     shown = [place.xaxis.label for place in places] + [place.yaxis.label for place in places]
@@ -122,7 +122,9 @@ def test_all_text_is_inside_the_picture_and_none_over_another(name, tmp_path, fi
     assert len(written) > 5
     page = figures[-1].bbox
     for text, box in written:
-        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1, text
+        assert min(box.x0, box.y0) >= -1, text
+        assert box.x1 <= page.x1 + 1, text
+        assert box.y1 <= page.y1 + 1, text
     for (one, box), (other, its_box) in itertools.combinations(written, 2):
         inside = box.padded(-1), its_box.padded(-1)
         assert not inside[0].overlaps(inside[1]), (one, other)

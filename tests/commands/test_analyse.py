@@ -1,0 +1,104 @@
+"""python -m smat_peft.analyse: which pictures it makes of what, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from smat_peft import SMATConfig
+from smat_peft.commands.analyse import PICTURES, main
+from smat_peft.commands.meta_tune import main as meta_tune
+from smat_peft.few_shot import load_backbone
+
+
+@pytest.fixture(scope="module")
+def adapters(world, tmp_path_factory):
+    """Adapters that were changed from their beginning: two experts, one expert, LoRA."""
+    folder = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)
+    for name, config in (
+        ("two", SMATConfig(num_experts=2, init_weights=False)),
+        ("one", SMATConfig(num_experts=1, init_weights=False)),
+        ("lora", LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)),
+    ):
+        get_peft_model(load_backbone(world / "vit"), config).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def analyse(world, tmp_path, capsys):
+    """A function that runs the command on few episodes and returns what it printed."""
+    domains = ["--train_domains", f"folder:{world}/train/*", "--dev_ood_domains", f"folder:{world}/other"]
+    small = ["--episodes", "2", "--gradient_episodes", "2", "--shots", "1", "--queries", "1"]
+
+    def command(*words, status=0):
+        assert main([*map(str, words), *domains, *small, "--output_dir", str(tmp_path / "out")]) == status
+        captured = capsys.readouterr()
+        return captured.out if status == 0 else captured.err
+
+    return command
+
+
+def written(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_every_picture_of_an_adapter_comes_with_its_numbers(analyse, adapters, tmp_path):
+    analyse(adapters / "two")
+    assert written(tmp_path / "out") == {f"{name}.{kind}" for name in PICTURES for kind in ("pdf", "png", "json")}
+    selection = json.loads((tmp_path / "out" / "selection.json").read_text())
+    assert selection["domains"] == ["green", "red", "other"]
+    assert [sum(weights) for weights in selection["weights"]] == pytest.approx([1, 1, 1], abs=1e-5)
+    alignment = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    assert len(alignment["trained"]) == 3  # the delta and two experts
+
+
+def test_a_single_expert_has_no_selection_and_no_overlap(analyse, adapters, tmp_path):
+    printed = analyse(adapters / "one", "--pictures", "capacity", "selection", "overlap")
+    assert "selection: left out, there is only one expert" in printed
+    assert written(tmp_path / "out") == {"capacity.pdf", "capacity.png", "capacity.json"}
+
+
+def test_a_learning_curve_begins_with_the_backbone_and_has_a_point_a_checkpoint(analyse, world, tmp_path):
+    arguments = [
+        "--max_steps",
+        "2",
+        "--checkpointing_steps",
+        "1",
+        "--save_total_limit",
+        "0",
+        "--episodes_per_step",
+        "2",
+    ]
+    arguments += ["--evaluation_episodes", "0", "--validation_episodes", "0", "--num_experts", "2"]
+    arguments += ["--model_name_or_path", str(world / "vit"), "--train_domains", f"folder:{world}/train/*"]
+    assert meta_tune([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
+    analyse("--runs", f"mine={tmp_path / 'run'}")
+    (curve,) = json.loads((tmp_path / "out" / "learning.json").read_text())
+    assert curve["label"] == "mine"
+    assert curve["tasks"] == [0, 2, 4]
+    assert set(curve["accuracy"]) == {"id", "dev_ood"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "nothing to draw: name an ADAPTER, --runs or --sweep"),
+        (("{adapters}/lora",), "is no SMAT adapter"),
+        (("{adapters}/nowhere",), "cannot load adapter"),
+        (("--runs", "a={adapters}/two", "a={adapters}/two"), "--runs must have different labels"),
+        (("--runs", "a={adapters}/two"), "holds no checkpoints; train with --save_total_limit 0"),
+        (("--sweep", "{adapters}/sweep.csv"), "there is no sweep"),
+        (("--sweep", "{adapters}/two/adapter_config.json"), "is not a table that examples/sweep.py wrote"),
+        (("{adapters}/two", "--ways", "1"), "--ways must be at least 2"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(analyse, adapters, words, message):
+    assert message in " ".join(analyse(*(word.format(adapters=adapters) for word in words), status=2).split())
+
+
+def test_nothing_is_drawn_where_domains_are_missing(adapters, tmp_path, capsys):
+    assert main([str(adapters / "two"), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "name the domains to draw tasks from" in capsys.readouterr().err
+    assert not written(tmp_path / "out")

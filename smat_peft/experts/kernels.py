@@ -13,6 +13,7 @@ from torch import Tensor
 
 from smat_peft.experts.gates import BLOCK, STRETCH_HIGH, STRETCH_LOW, by_expert, gate_sigmoid, stretch
 
+EXPERTS_AT_ONCE = 8  # in `mix`: as many as there are bits in a byte
 STRETCH = 4096  # terms that are summed in float32
 
 
@@ -34,8 +35,25 @@ def merge(
             values = logits.to(deltas.dtype)
         else:
             values = stretch(gate_sigmoid(logits, temperature)).clamp_(0.0, 1.0)
-        for task, mask in zip(tasks, _mix(weights, values), strict=True):
+        masks = [mix(weights[0], values)] if len(weights) == 1 else _mix(weights, values)
+        for task, mask in zip(tasks, masks, strict=True):
             task.copy_(torch.addcmul(bases.to(deltas.dtype), mask, deltas))
+
+
+def mix(weights: Tensor, values: Tensor) -> Tensor:
+    """`weights` `[M]` times `values` `[M, ...]`: `[...]`, element by element.
+
+    A matrix product may round its last columns otherwise. Here equal gates give equal bits, wherever they are: from one
+    parameter or from many laid end to end, from gate logits or from packed gates, which are read eight experts at once.
+    """
+    mixed: Tensor | None = None
+    for some_weights, some_values in zip(weights.split(EXPERTS_AT_ONCE), values.split(EXPERTS_AT_ONCE), strict=True):
+        some = some_values[0] * some_weights[0]
+        for weight, value in zip(some_weights[1:], some_values[1:], strict=True):
+            some.addcmul_(value, weight)
+        mixed = some if mixed is None else mixed.add_(some)
+    assert mixed is not None
+    return mixed
 
 
 def gradients(

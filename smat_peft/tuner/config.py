@@ -12,6 +12,7 @@ from peft import PeftConfig
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.patterns import PATTERNS
+from smat_peft.tuner.packed import check_header
 
 
 class SMATPeftType(str, enum.Enum):  # noqa: UP042 - PEFT splits str(member) at the dot
@@ -60,6 +61,8 @@ class SMATConfig(PeftConfig):
         modules_to_save (`list[str]`, *optional*): Modules trained and saved whole beside the adapter.
         init_weights (`bool`, *optional*, defaults to `True`): Start from a zero delta, which changes nothing. `False`
             draws a random one, for tests.
+        packed (`dict`, *optional*): Header of an adapter in packed form, as [`pack_adapter`] writes it; `None` where
+            the adapter can be trained.
 
     Example:
         ```py
@@ -94,10 +97,13 @@ class SMATConfig(PeftConfig):
     layers_pattern: str | list[str] | None = field(default=None, metadata={"help": "Name of the list of layers."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
     init_weights: bool = field(default=True, metadata={"help": "Start from a zero delta."})
+    packed: dict[str, Any] | None = field(default=None, metadata={"help": "Header of an adapter in packed form."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = SMATPeftType.SMAT
+        if self.packed is not None:
+            check_header(self.packed)
         self._check_types()
         start, end = self.router_temperature
         self.router_temperature = (start, end)

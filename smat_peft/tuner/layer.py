@@ -13,12 +13,15 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape, initialise_gates_
+from smat_peft.experts.counting import open_gates
+from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape, gate_values, initialise_gates_
 from smat_peft.experts.interpolate import interpolate
+from smat_peft.experts.packed import merge_packed_into
 from smat_peft.experts.patterns import pattern_logits
 from smat_peft.experts.router import even_weights
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.kept_gates import KeptGates
+from smat_peft.tuner.packed import PackedParameter
 from smat_peft.tuner.shadow import shadow, unshadow
 from smat_peft.tuner.state import SharedState, Task
 
@@ -34,11 +37,12 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         state: What the layers of the model share.
     """
 
-    adapter_layer_names = ("smat_delta", "smat_gates")
+    adapter_layer_names = ("smat_delta", "smat_gates", "smat_packed")
     other_param_names = ()
 
     smat_delta: Any  # nn.ModuleDict of nn.ParameterDict: adapter -> parameter -> [*shape]
     smat_gates: Any  # the same: [M, *gate_shape]
+    smat_packed: Any  # in place of both, nn.ModuleDict of nn.ModuleDict: adapter -> parameter -> PackedParameter
     active_adapters: list[str]
     set_adapter: Callable[..., None]
     merged_adapters: list[str]
@@ -53,6 +57,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         state.layers.append(self)
         self.smat_delta = nn.ModuleDict()
         self.smat_gates = nn.ModuleDict()
+        self.smat_packed = nn.ModuleDict()
         self.frozen_peft_weight_names = {}
         self.merged_adapters = []
         self._before_merge: list[dict[str, Tensor]] = []
@@ -69,19 +74,22 @@ class SMATLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         """Give an adapter a delta and gates over the named parameters of the module."""
         owner = self.get_base_layer()
-        delta, gates = nn.ParameterDict(), nn.ParameterDict()
+        delta, gates, packed = nn.ParameterDict(), nn.ParameterDict(), nn.ModuleDict()
         for name in parameter_names:
             parameter = getattr(owner, name)
+            shape = gate_shape(parameter.shape, config.gate_granularity)  # type: ignore[arg-type]
+            if config.packed is not None:
+                packed[name] = PackedParameter(parameter.shape, shape, config.num_experts)
+                continue
             delta[name] = nn.Parameter(torch.zeros(parameter.shape))
             if not config.init_weights:
                 nn.init.normal_(delta[name], std=RANDOM_DELTA_STD)
-            shape = gate_shape(parameter.shape, config.gate_granularity)  # type: ignore[arg-type]
             gates[name] = nn.Parameter(_initial_gates(config, parameter, shape))
-        if adapter_name in self.smat_delta:  # further parameters of a module that this adapter has already
-            self.smat_delta[adapter_name].update(delta)
-            self.smat_gates[adapter_name].update(gates)
-        else:
-            self.smat_delta[adapter_name], self.smat_gates[adapter_name] = delta, gates
+        for container, made in ((self.smat_delta, delta), (self.smat_gates, gates), (self.smat_packed, packed)):
+            if adapter_name in container:  # further parameters of a module that this adapter has already
+                container[adapter_name].update(made)
+            elif made:
+                container[adapter_name] = made
         self.state.configs[adapter_name] = config
         if config.sparsity_pattern != "learned":
             self.frozen_peft_weight_names[adapter_name] = ("smat_gates",)
@@ -103,6 +111,25 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         as_trained = training or self.state.configs[adapter_name].gate_eval == "train"
         return TRAIN_TEMPERATURE if as_trained else EVAL_TEMPERATURE
 
+    def covered(self, adapter_name: str, name: str) -> float:
+        """How many scalars one gate of a parameter covers."""
+        shape: torch.Size = getattr(self.get_base_layer(), name).shape
+        gates = gate_shape(shape, self.state.configs[adapter_name].gate_granularity)  # type: ignore[arg-type]
+        return shape.numel() / gates.numel()
+
+    def open_gates(self, adapter_name: str, name: str, training: bool) -> Tensor:
+        """How many gates of each expert over a parameter are above 0, `[M]`; a packed adapter has those of evaluation."""
+        if adapter_name in self.smat_packed:
+            return self.smat_packed[adapter_name][name].gates.open_gates()
+        return open_gates(self.smat_gates[adapter_name][name], self.gate_temperature(adapter_name, training))
+
+    def open_somewhere(self, adapter_name: str, name: str) -> int:
+        """How many positions of a parameter's gates some expert opens, in evaluation."""
+        if adapter_name in self.smat_packed:
+            return self.smat_packed[adapter_name][name].gates.open_somewhere()
+        gates = gate_values(self.smat_gates[adapter_name][name], self.gate_temperature(adapter_name, training=False))
+        return int((gates > 0).any(0).sum())
+
     def interpolate(
         self, adapter_name: str, weights: Tensor, training: bool, onto: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
@@ -115,17 +142,23 @@ class SMATLayer(nn.Module, BaseTunerLayer):
             onto: What to add the mixed delta to; the module's own parameters by default.
         """
         owner, temperature = self.get_base_layer(), self.gate_temperature(adapter_name, training)
-        gates = self.smat_gates[adapter_name]
         mixed = dict(onto or {})
-        for name, delta in self.smat_delta[adapter_name].items():
+        for name in self.adapted(adapter_name):
             base = mixed[name] if name in mixed else getattr(owner, name)
-            mixed[name] = interpolate(base, delta, gates[name], weights.to(delta), temperature)
+            if adapter_name in self.smat_packed:
+                packed = self.smat_packed[adapter_name][name]
+                mixed[name] = base.new_empty(base.shape)
+                merge_packed_into([mixed[name]], [base], [packed.delta], [packed.gates], weights)
+            else:
+                delta, gates = self.smat_delta[adapter_name][name], self.smat_gates[adapter_name][name]
+                mixed[name] = interpolate(base, delta, gates, weights.to(delta), temperature)
         return mixed
 
     def mix_evenly(self, adapter_name: str, training: bool, onto: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """[`interpolate`] with the same weight for every expert."""
-        gates = next(iter(self.smat_gates[adapter_name].values()))
-        return self.interpolate(adapter_name, even_weights(len(gates), gates.device).weights, training, onto)
+        device = next(self.get_base_layer().parameters(recurse=False)).device
+        weights = even_weights(self.state.configs[adapter_name].num_experts, device).weights
+        return self.interpolate(adapter_name, weights, training, onto)
 
     def get_delta_weight(self, adapter_name: str, name: str = "weight") -> Tensor:
         """What an adapter adds to a parameter: on its task where one is set, else with its experts mixed evenly."""
@@ -141,13 +174,21 @@ class SMATLayer(nn.Module, BaseTunerLayer):
             return self._from_task(task)
         effective: dict[str, Tensor] = {}
         for adapter_name in self.active_adapters:
-            if adapter_name in self.smat_delta:
+            if self.adapted(adapter_name):
                 effective = self.mix_evenly(adapter_name, self.training, effective)
         return effective
 
+    def adapted(self, adapter_name: str) -> list[str]:
+        """Names, in the module, of the parameters that an adapter adapts."""
+        for container in (self.smat_delta, self.smat_packed):
+            if adapter_name in container:
+                return list(container[adapter_name])
+        return []
+
     def parameter_names(self) -> list[str]:
         """Names, in the module, of the parameters that some adapter adapts."""
-        return list(dict.fromkeys(name for delta in self.smat_delta.values() for name in delta))
+        adapters = (*self.smat_delta, *self.smat_packed)
+        return list(dict.fromkeys(name for adapter_name in adapters for name in self.adapted(adapter_name)))
 
     def full_name(self, name: str) -> str:
         """A parameter's name in the base model."""
@@ -175,7 +216,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         """
         owner = self.get_base_layer()
         for adapter_name in check_adapters_to_merge(self, adapter_names):
-            if adapter_name not in self.smat_delta:
+            if not self.adapted(adapter_name):
                 continue
             with torch.no_grad():
                 merged = self._merged(adapter_name, self._before_merge[0] if self._before_merge else {})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from smat_peft.experts.interpolate import interpolate_many, merge_many_into
+from smat_peft.experts.packed import merge_packed_into
 from smat_peft.tuner.kept_gates import KeptGates
 from smat_peft.tuner.layer import SMATLayer
 
@@ -17,6 +18,8 @@ def interpolate_layers(
 ) -> list[dict[str, Tensor]]:
     """Task weights for expert weights `[E, M]`, one dict a task, by the base model's own parameter names."""
     parameters = list(_parameters(layers, adapter_name))
+    if _is_packed(layers, adapter_name):
+        return [_merge_packed(parameters, adapter_name, task, {}) for task in weights]
     merged = interpolate_many(
         [getattr(layer.get_base_layer(), name) for layer, name in parameters],
         [layer.smat_delta[adapter_name][name] for layer, name in parameters],
@@ -38,9 +41,12 @@ def merge_layers(
         adapter_name: The adapter.
         weights: Expert weights.
         reuse: An earlier result, whose tensors are written to where they fit.
-        keep_gates: Evaluate the gates once, and keep their values in 16 bits for the next merge.
+        keep_gates: Evaluate the gates once, and keep their values in 16 bits for the next merge. Those of a packed
+            adapter are evaluated anyway.
     """
     parameters = list(_parameters(layers, adapter_name))
+    if _is_packed(layers, adapter_name):
+        return _merge_packed(parameters, adapter_name, weights, reuse)
     bases = [getattr(layer.get_base_layer(), name) for layer, name in parameters]
     temperature = layers[0].gate_temperature(adapter_name, training=False)
     gates = [layer.smat_gates[adapter_name][name] for layer, name in parameters]
@@ -52,20 +58,34 @@ def merge_layers(
     else:
         for layer, _ in parameters:
             layer.kept_gates.pop(adapter_name, None)
-    merged = {
-        layer.full_name(name): _memory(reuse.get(layer.full_name(name)), base)
-        for (layer, name), base in zip(parameters, bases, strict=True)
-    }
+    merged = _memory_of(parameters, reuse)
     deltas = [layer.smat_delta[adapter_name][name] for layer, name in parameters]
     merge_many_into(list(merged.values()), bases, deltas, gates, weights, None if keep_gates else temperature)
     return merged
 
 
+def _merge_packed(
+    parameters: Sequence[tuple[SMATLayer, str]], adapter_name: str, weights: Tensor, reuse: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    merged = _memory_of(parameters, reuse)
+    bases = [getattr(layer.get_base_layer(), name) for layer, name in parameters]
+    packed = [layer.smat_packed[adapter_name][name] for layer, name in parameters]
+    merge_packed_into(list(merged.values()), bases, [p.delta for p in packed], [p.gates for p in packed], weights)
+    return merged
+
+
+def _is_packed(layers: Sequence[SMATLayer], adapter_name: str) -> bool:
+    return layers[0].state.configs[adapter_name].packed is not None
+
+
 def _parameters(layers: Sequence[SMATLayer], adapter_name: str) -> Iterator[tuple[SMATLayer, str]]:
-    for layer in layers:
-        if adapter_name in layer.smat_delta:
-            for name in layer.smat_delta[adapter_name]:
-                yield layer, name
+    return ((layer, name) for layer in layers for name in layer.adapted(adapter_name))
+
+
+def _memory_of(parameters: Sequence[tuple[SMATLayer, str]], reuse: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = [layer.full_name(name) for layer, name in parameters]
+    bases = (getattr(layer.get_base_layer(), name) for layer, name in parameters)
+    return {name: _memory(reuse.get(name), base) for name, base in zip(names, bases, strict=True)}
 
 
 def _memory(earlier: Tensor | None, base: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from smat_peft.tuner import tasks
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.features import feature_width
 from smat_peft.tuner.layer import SMATLayer, SMATLinear
+from smat_peft.tuner.packed import CONTAINER, refuse_training
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.side import SMATSide
 from smat_peft.tuner.state import SharedState
@@ -134,6 +135,9 @@ class SMATModel(BaseTuner):
         root = getattr(model, "_orig_mod", model)  # below a compiled model's own wrapper
         self._state = next((layer.state for layer in tasks.smat_layers(model)), None) or SharedState(root)
         self._tied = tied_parameters(root)
+        given: SMATConfig = self.peft_config[adapter_name]
+        if given.packed is not None and not given.inference_mode:
+            refuse_training(adapter_name)
         super().inject_adapter(
             model,
             adapter_name,
@@ -148,6 +152,14 @@ class SMATModel(BaseTuner):
             # Not before: PEFT takes a model that holds a tuner layer for adapted and would leave its base trainable.
             if config.has_router:
                 self._add_router(config, adapter_name)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """PEFT looks for the name in the last two parts of a key; a packed parameter has two parts after it."""
+        path, container, rest = key.partition(f".{CONTAINER}.")
+        if container:
+            return path + container + rest.removeprefix(f"{adapter_name}.")
+        return super()._remove_adapter_name_from_key(key, adapter_name)
 
     def _create_and_replace(
         self,

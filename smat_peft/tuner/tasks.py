@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.compiled import COUNTS, Count, Merge, compile_passes
-from smat_peft.experts.counting import expected_open_gates, open_gates
-from smat_peft.experts.gates import gate_values
+from smat_peft.experts.counting import expected_open_gates
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights, Router, even_weights
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.layer import SMATLayer
 from smat_peft.tuner.merging import interpolate_layers, merge_layers
+from smat_peft.tuner.packed import refuse_training
 from smat_peft.tuner.recompute import recompute_with_task
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.state import SharedState, Task
@@ -71,18 +71,33 @@ def adapter_router(model: nn.Module, adapter_name: str | None = None) -> Router 
 
 
 def thaw_router(model: nn.Module, adapter_name: str) -> None:
-    """Let the router of an adapter be trained, where it has one."""
+    """Let the router of an adapter be trained, where it has one.
+
+    Raises:
+        ConfigurationError: The adapter is packed.
+    """
+    if adapter_config(model, adapter_name).packed is not None:
+        refuse_training(adapter_name)
     layer = find_router(model)
     if layer is not None:
         layer.thaw(adapter_name)
 
 
 def adapter_gates(model: nn.Module, adapter_name: str) -> Iterator[tuple[SMATLayer, str, Tensor]]:
-    """The gates of an adapter, one parameter after another: its layer, its name in the module, and its gates."""
-    for layer in smat_layers(model):
-        if adapter_name in layer.smat_gates:
-            for name, gates in layer.smat_gates[adapter_name].items():
-                yield layer, name, gates
+    """The gates of an adapter, one parameter after another: its layer, its name in the module, and its gates.
+
+    Raises:
+        ConfigurationError: The adapter is packed: it has no gate logits.
+    """
+    if adapter_config(model, adapter_name).packed is not None:
+        refuse_training(adapter_name)
+    for layer, name in adapted_parameters(model, adapter_name):
+        yield layer, name, layer.smat_gates[adapter_name][name]
+
+
+def adapted_parameters(model: nn.Module, adapter_name: str) -> Iterator[tuple[SMATLayer, str]]:
+    """The parameters that an adapter adapts: the layer of each, and its name in the module."""
+    return ((layer, name) for layer in smat_layers(model) for name in layer.adapted(adapter_name))
 
 
 def features(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -142,8 +157,10 @@ def compile_interpolation(model: nn.Module, *, num_tasks: int = 1, training: boo
         training: For training, with gradients; else for [`adapt`], with and without `keep_gates`.
 
     Returns:
-        Whether it was possible: where there is no compiler, a warning says so.
+        Whether it was possible: where there is no compiler, a warning says so. A packed adapter is merged without.
     """
+    if adapter_config(model).packed is not None:
+        return False
     layer, name, gates = next(adapter_gates(model, active_adapter(model)))
     base = getattr(layer.get_base_layer(), name)
     kinds: tuple[Merge | Count, ...] = ("merge", "gradients", *COUNTS) if training else ("merge", "merge_values")
@@ -224,8 +241,8 @@ def sparsity(model: nn.Module, *, training: bool | None = None) -> Tensor:
     adapter_name = active_adapter(model)
     training = model.training if training is None else training
     counts: Any = sum(
-        open_gates(gates, layer.gate_temperature(adapter_name, training)) * _covered(layer, adapter_name, name)
-        for layer, name, gates in adapter_gates(model, adapter_name)
+        layer.open_gates(adapter_name, name, training) * layer.covered(adapter_name, name)
+        for layer, name in adapted_parameters(model, adapter_name)
     )
     return 1 - counts / adapted_size(model)
 
@@ -234,10 +251,10 @@ def sparsity(model: nn.Module, *, training: bool | None = None) -> Tensor:
 def merged_sparsity(model: nn.Module) -> float:
     """Share of scalars that no expert of the active adapter changes, by the gates of evaluation (METHOD 4)."""
     adapter_name = active_adapter(model)
-    reached = 0.0
-    for layer, name, gates in adapter_gates(model, adapter_name):
-        is_open = gate_values(gates, layer.gate_temperature(adapter_name, training=False)) > 0
-        reached += int(is_open.any(0).sum()) * _covered(layer, adapter_name, name)
+    reached = sum(
+        layer.open_somewhere(adapter_name, name) * layer.covered(adapter_name, name)
+        for layer, name in adapted_parameters(model, adapter_name)
+    )
     return 1 - reached / adapted_size(model)
 
 
@@ -245,7 +262,7 @@ def expected_l0(model: nn.Module) -> Tensor:
     """Expected share of open gates, by expert, `[M]`, differentiable (METHOD 2)."""
     adapter_name = active_adapter(model)
     counts: Any = sum(
-        expected_open_gates(gates) * _covered(layer, adapter_name, name)
+        expected_open_gates(gates) * layer.covered(adapter_name, name)
         for layer, name, gates in adapter_gates(model, adapter_name)
     )
     return counts / adapted_size(model)
@@ -257,21 +274,15 @@ def unadapted_parameters(model: nn.Module) -> list[str]:
     Heads are among them, what `target_modules` leaves out, modules that are trained whole (`modules_to_save`), tied
     parameters, and the output projection of torch's MultiheadAttention, which is read without a call of it.
     """
-    reached = {layer.full_name(name) for layer, name, _ in adapter_gates(model, active_adapter(model))}
+    reached = {layer.full_name(name) for layer, name in adapted_parameters(model, active_adapter(model))}
     return [name for name in base_parameter_names(_state_of(model).root) if name not in reached]
 
 
 def adapted_size(model: nn.Module) -> int:
     """Number P of scalars that the active adapter adapts."""
     adapter_name = active_adapter(model)
-    return sum(layer.smat_delta[adapter_name][name].numel() for layer, name, _ in adapter_gates(model, adapter_name))
-
-
-def _covered(layer: SMATLayer, adapter_name: str, name: str) -> float:
-    """How many scalars one gate of a parameter covers."""
-    delta: Tensor = layer.smat_delta[adapter_name][name]
-    gates: Tensor = layer.smat_gates[adapter_name][name]
-    return delta.numel() / gates[0].numel()
+    parameters = adapted_parameters(model, adapter_name)
+    return sum(getattr(layer.get_base_layer(), name).numel() for layer, name in parameters)
 
 
 def _find_state(model: nn.Module) -> SharedState | None:

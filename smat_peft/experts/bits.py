@@ -1,0 +1,31 @@
+"""Masks as bits, eight in a byte, the first in the lowest."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SPREAD = sum(1 << 7 * power for power in range(1, 9))  # times eight bytes of 0 or 1: their bits, in the highest byte
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """A mask `[..., n]` as bytes `[..., ceil(n / 8)]`."""
+    padded = F.pad(mask, (0, -mask.shape[-1] % 8)).contiguous()
+    return (padded.view(torch.int64) * SPREAD >> 56).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, size: int) -> Tensor:
+    """The mask `[..., size]` that is in bytes `[..., ceil(size / 8)]`."""
+    eight = _eight_of_every_byte(packed.device).index_select(0, packed.flatten().int())
+    return eight.view(packed.shape).view(torch.bool)[..., :size]
+
+
+@functools.cache
+def _eight_of_every_byte(device: torch.device) -> Tensor:
+    """For every byte its eight bits, each in a byte of its own, as one number."""
+    with torch.inference_mode(False):
+        bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
+        return bits.to(torch.uint8).view(torch.int64).flatten().to(device)

@@ -7,7 +7,7 @@ from smat_peft.episodes import Domain, Episode, EpisodeSampler, load_domain
 from smat_peft.evaluation import evaluate
 from smat_peft.few_shot import FewShotClassifier
 from smat_peft.meta_tuning import MetaLearner, MetaTrainer, MetaTuningArguments
-from smat_peft.sharing import load_reference_checkpoint
+from smat_peft.sharing import load_reference_checkpoint, pack_adapter, save_task
 from smat_peft.tuner import SMATConfig, SMATModel, register
 from smat_peft.version import __version__
 
@@ -27,4 +27,6 @@ __all__ = [
     "evaluate",
     "load_domain",
     "load_reference_checkpoint",
+    "pack_adapter",
+    "save_task",
 ]

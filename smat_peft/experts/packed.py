@@ -1,6 +1,7 @@
-"""Evaluated gates in few bits, in the form that merging reads: which experts are open, and values where that is not all.
+"""Evaluated gates in few bits, in the form that merging reads.
 
 Where all gates of a position are exactly 0 or 1, eight experts take one byte, and mixing them is a look-up of the byte.
+The few other positions have values.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         return shape.numel() / gates.numel()
 
     def open_gates(self, adapter_name: str, name: str, training: bool) -> Tensor:
-        """How many gates of each expert over a parameter are above 0, `[M]`; a packed adapter has those of evaluation."""
+        """How many gates of each expert are above 0, `[M]`; of a packed adapter those of evaluation."""
         if adapter_name in self.smat_packed:
             return self.smat_packed[adapter_name][name].gates.open_gates()
         return open_gates(self.smat_gates[adapter_name][name], self.gate_temperature(adapter_name, training))

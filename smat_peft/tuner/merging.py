@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from smat_peft.experts.interpolate import interpolate_many, merge_many_into
+from smat_peft.experts.interpolate import SMALL, interpolate_many, merge_many_into
 from smat_peft.experts.packed import merge_packed_into
 from smat_peft.tuner.kept_gates import KeptGates
 from smat_peft.tuner.layer import SMATLayer
@@ -62,6 +62,34 @@ def merge_layers(
     deltas = [layer.smat_delta[adapter_name][name] for layer, name in parameters]
     merge_many_into(list(merged.values()), bases, deltas, gates, weights, None if keep_gates else temperature)
     return merged
+
+
+@torch.no_grad()
+def evaluated_gates(layers: Sequence[SMATLayer], adapter_name: str) -> Iterator[tuple[SMATLayer, str, Tensor]]:
+    """The gates' values `[M, *gate_shape]` over each parameter, to the bit those that [`merge_layers`] mixes.
+
+    The last bit of a sigmoid depends on where in a tensor an element is, and merging lays parameters end to end. So the
+    values are read off merges themselves, of each expert alone, with a delta of ones onto zeros.
+    """
+    parameters = list(_parameters(layers, adapter_name))
+    deltas = [layer.smat_delta[adapter_name][name] for layer, name in parameters]
+    small = [i for i, delta in enumerate(deltas) if delta.numel() <= SMALL]
+    for chosen in (small, *([i] for i in range(len(deltas)) if i not in set(small))):
+        gates = [parameters[i][0].smat_gates[adapter_name][parameters[i][1]] for i in chosen]
+        ones = [torch.ones_like(deltas[i]) for i in chosen]
+        zeros = [torch.zeros_like(deltas[i]) for i in chosen]
+        by_expert: list[list[Tensor]] = []
+        for expert in torch.eye(len(gates[0]), device=gates[0].device) if chosen else ():
+            out = [torch.empty_like(one) for one in ones]
+            merge_many_into(out, zeros, ones, gates, expert, layers[0].gate_temperature(adapter_name, training=False))
+            by_expert.append([_first(merged, g.shape[1:]) for merged, g in zip(out, gates, strict=True)])
+        for i, values in zip(chosen, zip(*by_expert, strict=True), strict=True):
+            yield *parameters[i], torch.stack(values)
+
+
+def _first(merged: Tensor, gate_shape: torch.Size) -> Tensor:
+    """One value of each gate, of all the equal ones that it covers."""
+    return merged[tuple(map(slice, gate_shape))]
 
 
 def _merge_packed(

@@ -47,6 +47,12 @@ class PackedParameter(nn.Module):
             raise CheckpointError("a packed adapter has no values of its own: load it with PeftModel.from_pretrained")
         return PackedGates(self.open, self.places, self.values, self.gate_shape)
 
+    def fill(self, values: Tensor, delta: Tensor, *, exact: bool) -> None:
+        """Hold gate values `[M, *gate_shape]`, exact or as 8 bits say them ([`rounded`]), and a delta `[*shape]`."""
+        gates = pack_gates(values, exact=exact)
+        self.open, self.places, self.values, self.delta = gates.open, gates.places, gates.values, delta
+        self.is_loaded = True
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self.is_loaded:
             parts = encode(self.gates.dense(), self.delta, exact=self.values.dtype != torch.uint8)
@@ -65,9 +71,7 @@ class PackedParameter(nn.Module):
             raise CheckpointError(
                 f"the packed adapter is damaged, or for another model: {prefix[:-1]}: {error}"
             ) from error
-        gates = pack_gates(values, exact=parts["values"].dtype != torch.uint8)
-        self.open, self.places, self.values, self.delta = gates.open, gates.places, gates.values, delta
-        self.is_loaded = True
+        self.fill(values, delta, exact=parts["values"].dtype != torch.uint8)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedParameter:
         """Go to another device, but keep the types: a delta in fewer bits would no longer be what was packed."""
@@ -98,6 +102,6 @@ def refuse_training(adapter_name: str) -> NoReturn:
         ConfigurationError: Always.
     """
     raise ConfigurationError(
-        f"adapter {adapter_name!r} is packed for inference: it has neither gate logits nor what training left out. Train "
-        "the adapter that it was packed from, or load it with is_trainable=False"
+        f"adapter {adapter_name!r} is packed for inference: it has no gate logits and cannot be trained. Train the "
+        "adapter that it was packed from, or load this one without is_trainable=True"
     )

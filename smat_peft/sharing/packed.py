@@ -1,0 +1,166 @@
+"""Small files: an adapter in its inference form, and the weights of one task as an adapter.
+
+Both are ordinary adapter folders: safetensors, whose metadata hold a header, and a configuration with the same header.
+`smat_peft.experts.stored` describes the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smat_peft.errors import CheckpointError, ConfigurationError
+from smat_peft.experts.packed import rounded
+from smat_peft.experts.stored import FORMAT_VERSION
+from smat_peft.sharing.packed_error import logit_error, random_images
+from smat_peft.tuner.config import SMATConfig
+from smat_peft.tuner.layer import SMATLayer
+from smat_peft.tuner.merging import evaluated_gates
+from smat_peft.tuner.packed import CONTAINER, PackedParameter, refuse_training
+from smat_peft.tuner.tasks import active_adapter, adapter_config, smat_layers
+from smat_peft.version import __version__
+
+HEADER = "smat_packed"  # its key in the metadata of the safetensors file
+LEFT_OUT = "gate logits, a delta that no expert uses, the multipliers of the sparsity constraint, optimiser state"
+
+Packed = dict[tuple[SMATLayer, str], PackedParameter]
+
+
+def pack_adapter(
+    model: PeftModel,
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    tolerance: float = 1e-2,
+    lossless: bool = False,
+    images: Tensor | None = None,
+) -> dict[str, Any]:
+    """Write the active adapter in its inference form, a twelfth of its size or less.
+
+    `PeftModel.from_pretrained`, `load_adapter` and `FewShotClassifier` load it like any adapter; it cannot be trained.
+
+    Args:
+        model: A model with a SMAT adapter, which does not change.
+        path: Folder to write.
+        dtype: Type of the delta; a lossless one keeps its own.
+        tolerance: Largest error of the cosine logits, whose range is -10 to 10, that is accepted.
+        lossless: Keep gate values as they are, so that task weights are the same to the bit; else in 8 bits.
+        images: Pixels `[N, 3, H, W]` to measure that error on, at least 4; random ones by default.
+
+    Returns:
+        The header that the file carries: `format_version`, `written_by`, `gates`, `delta` (their types), `logit_error`
+        (None where it is 0 by construction), `measured_on`, `left_out`.
+
+    Raises:
+        ConfigurationError: The adapter is packed already, the error is above `tolerance`, or there are no images to
+            measure it on. Nothing is written.
+        CheckpointError: The folder holds an adapter that is not packed, or cannot be written to.
+    """
+    adapter_name = active_adapter(model)
+    config = adapter_config(model, adapter_name)
+    if config.packed is not None:
+        refuse_training(adapter_name)
+    if not lossless and images is None:
+        images = random_images(model)
+    packed: Packed = {}
+    for layer, name, values in evaluated_gates(smat_layers(model), adapter_name):
+        delta = layer.smat_delta[adapter_name][name].detach()
+        delta = delta if lossless else delta.to(dtype)
+        parameter = PackedParameter(delta.shape, values.shape[1:], len(values))
+        parameter.fill(values if lossless else rounded(values), delta, exact=lossless)
+        packed[layer, name] = parameter
+    header = _header("exact" if lossless else "8 bits", packed)
+    if not lossless:
+        assert images is not None
+        error = logit_error(model, packed, images)
+        if not error <= tolerance:
+            raise ConfigurationError(
+                f"packed so, logits differ by up to {error:.3g}, more than the tolerance of {tolerance:g}: give "
+                "dtype=torch.float32 or lossless=True, or a tolerance above it"
+            )
+        header |= {"logit_error": error, "measured_on": f"{len(images)} images of {images.shape[-1]} pixels"}
+    _write(Path(path), model, packed, replace(config, packed=header))
+    return header
+
+
+def save_task(model: PeftModel, path: str | Path, *, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """Write what `model.adapt(...)` made of the backbone, the merged mask times the delta, as an adapter of one expert.
+
+    Args:
+        model: A model on a task.
+        path: Folder to write.
+        dtype: Type of what is added to the backbone's weights.
+
+    Returns:
+        The header that the file carries.
+
+    Raises:
+        ConfigurationError: The model is on no task.
+        CheckpointError: The folder holds an adapter that is not packed, or cannot be written to.
+    """
+    adapter_name = active_adapter(model)
+    layers = smat_layers(model)
+    task = layers[0].state.task
+    if task is None or task.adapter != adapter_name:
+        raise ConfigurationError("the model is on no task: call model.adapt(pixel_values, labels) before save_task")
+    packed: Packed = {}
+    for layer in layers:
+        for name in layer.adapted(adapter_name):
+            base = getattr(layer.get_base_layer(), name).detach().float()
+            delta = (task.weights[layer.full_name(name)].float() - base).to(dtype)
+            packed[layer, name] = PackedParameter(delta.shape, delta.shape, num_experts=1)
+            packed[layer, name].fill((delta != 0).float()[None], delta, exact=True)
+    header = _header("exact", packed)
+    config = adapter_config(model, adapter_name)
+    alone = {"num_experts": 1, "sparsity_pattern": "dense", "gate_granularity": "element"}
+    _write(Path(path), model, packed, replace(config, packed=header, **alone))
+    return header
+
+
+def _header(gates: str, packed: Packed) -> dict[str, Any]:
+    delta = next(iter(packed.values())).delta
+    return {
+        "format_version": FORMAT_VERSION,
+        "written_by": f"smat_peft {__version__}",
+        "gates": gates,
+        "delta": str(delta.dtype).removeprefix("torch."),
+        "logit_error": None,
+        "measured_on": None,
+        "left_out": LEFT_OUT,
+    }
+
+
+def _write(folder: Path, model: PeftModel, packed: Packed, config: SMATConfig) -> None:
+    config_file = folder / CONFIG_NAME
+    if config_file.is_file() and json.loads(config_file.read_text(encoding="utf-8")).get("packed") is None:
+        raise CheckpointError(f"{folder} holds an adapter that is not packed; choose another folder")
+    config.inference_mode = True
+    root = type(smat_layers(model)[0].state.root)
+    auto_mapping = {"base_model_class": root.__name__, "parent_library": root.__module__}  # as PEFT's own saving does
+    metadata = {"format": "pt", HEADER: json.dumps(config.packed)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_tensors(model, packed, config), folder / SAFETENSORS_WEIGHTS_NAME, metadata)
+        config.save_pretrained(str(folder), auto_mapping_dict=auto_mapping if config.task_type is None else None)
+    except OSError as error:
+        raise CheckpointError(f"cannot write a packed adapter to {folder}: {error.strerror}") from error
+
+
+def _tensors(model: PeftModel, packed: Packed, config: SMATConfig) -> dict[str, Tensor]:
+    """What a state dict of the loaded adapter will hold: packed parameters, the router, modules that are saved whole."""
+    saved = get_peft_model_state_dict(model, adapter_name=active_adapter(model), save_embedding_layers=False)
+    kept = {key for key in saved if ".smat_" not in key or (config.has_router and ".smat_router." in key)}
+    tensors = {key: tensor for key, tensor in saved.items() if key in kept}
+    paths = {module: path for path, module in model.named_modules() if isinstance(module, SMATLayer)}
+    for (layer, name), parameter in packed.items():
+        prefix = f"{paths[layer]}.{CONTAINER}.{name}."
+        tensors |= {prefix + part: tensor for part, tensor in parameter.state_dict().items()}
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}

@@ -63,7 +63,7 @@ def interpolate_many(
     small = _small(bases, deltas, gate_logits)
     result: list[tuple[Tensor, ...]] = [() for _ in bases]
     if small:
-        flat = _end_to_end(small, bases), _end_to_end(small, deltas), _end_to_end(small, gate_logits, gates=True)
+        flat = end_to_end(small, bases), end_to_end(small, deltas), end_to_end(small, gate_logits, gates=True)
         packed = interpolate_tasks(*flat, weights.to(flat[1]), temperature)
         sizes = [bases[i].numel() for i in small]
         for i, *tasks in zip(small, *(task.split(sizes) for task in packed), strict=True):
@@ -94,7 +94,7 @@ def merge_many_into(
     """
     small = _small(bases, deltas, gates)
     if small:
-        flat = _end_to_end(small, bases), _end_to_end(small, deltas), _end_to_end(small, gates, gates=True)
+        flat = end_to_end(small, bases), end_to_end(small, deltas), end_to_end(small, gates, gates=True)
         packed = torch.empty_like(flat[0])
         merge_into([packed], *flat, weights.to(flat[1])[None], temperature)
         parts = packed.split([bases[i].numel() for i in small])
@@ -190,7 +190,8 @@ def _small(bases: Sequence[Tensor], deltas: Sequence[Tensor], gates: Sequence[Te
     return [i for i in small if kind(i) == kind(small[0])]
 
 
-def _end_to_end(chosen: list[int], tensors: Sequence[Tensor], *, gates: bool = False) -> Tensor:
+def end_to_end(chosen: list[int], tensors: Sequence[Tensor], *, gates: bool = False) -> Tensor:
+    """Some of these tensors as one vector; `gates` `[M, *gate_shape]` as a matrix with one row an expert."""
     if gates:
         return torch.cat([by_expert(tensors[i]) for i in chosen], dim=1)
     return torch.cat([tensors[i].reshape(-1) for i in chosen])

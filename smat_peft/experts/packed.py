@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smat_peft.experts.bits import pack_bits, unpack_bits
 from smat_peft.experts.gates import by_expert
+from smat_peft.experts.interpolate import SMALL, end_to_end
 from smat_peft.experts.kernels import EXPERTS_AT_ONCE, mix
 
 CODES = 255  # of a value in 8 bits; the first and the last would be the values 0 and 1
@@ -76,27 +77,60 @@ def merge_packed_into(
 ) -> None:
     """[`merge_many_into`][smat_peft.experts.interpolate.merge_many_into] of packed gates, without unpacking them.
 
-    Where the values are exact, the result is the same to the bit, generated code aside.
+    Where their values are exact, the result is the same to the bit, generated code aside.
 
     Args:
-        out: Where to, in the shapes and types of `bases`.
+        out: Where to, in the shapes and types of `bases`, contiguous.
         bases: Pre-trained parameters.
-        deltas: Their deltas, of any floating type; all is computed in float32.
-        gates: Their gates.
+        deltas: Their deltas, of one floating type; all is computed in float32.
+        gates: Their gates, all exact or all in 8 bits.
         weights: Weight of each expert, `[M]`.
     """
     with torch.autocast(weights.device.type, enabled=False):
         weights = weights.float()
-        every_byte = torch.arange(2**EXPERTS_AT_ONCE, dtype=torch.uint8, device=weights.device)[:, None]
-        sets = unpack_bits(every_byte, EXPERTS_AT_ONCE).T.float()
-        tables = [mix(experts, sets[: len(experts)]) for experts in weights.split(EXPERTS_AT_ONCE)]
-        for task, base, delta, packed in zip(out, bases, deltas, gates, strict=True):
-            mask = tables[0].index_select(0, packed.open[0].int())
-            for table, is_open in zip(tables[1:], packed.open[1:], strict=True):
-                mask += table.index_select(0, is_open.int())
-            if len(packed.places):
-                mask.index_copy_(0, packed.places.long(), mix(weights, from_codes(packed.values)))
-            task.copy_(torch.addcmul(base.float(), mask.view(packed.shape), delta.float()))
+        tables = _mixes_of_every_byte(weights)
+        small = [
+            i
+            for i, base in enumerate(bases)
+            if base.numel() <= SMALL and base.dtype == bases[0].dtype and gates[i].shape == base.shape
+        ]
+        if small:
+            base, delta = end_to_end(small, bases), end_to_end(small, deltas)
+            merged = _merge(base, delta, _joined([gates[i] for i in small]), weights, tables).split(
+                [bases[i].numel() for i in small]
+            )
+            torch._foreach_copy_([out[i].view(-1) for i in small], list(merged))
+        for i in set(range(len(bases))).difference(small):
+            out[i].copy_(_merge(bases[i], deltas[i], gates[i], weights, tables))
+
+
+def _mixes_of_every_byte(weights: Tensor) -> list[Tensor]:
+    """For eight experts at a time: the mix of gates of 0 and 1 for each of the bytes that say which are open, `[256]`."""
+    every_byte = torch.arange(2**EXPERTS_AT_ONCE, dtype=torch.uint8, device=weights.device)
+    sets = unpack_bits(every_byte[:, None], EXPERTS_AT_ONCE).T.float()
+    return [mix(experts, sets[: len(experts)]) for experts in weights.split(EXPERTS_AT_ONCE)]
+
+
+def _merge(base: Tensor, delta: Tensor, gates: PackedGates, weights: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    mask = tables[0].index_select(0, gates.open[0].int())
+    for table, is_open in zip(tables[1:], gates.open[1:], strict=True):
+        mask += table.index_select(0, is_open.int())
+    mask.index_copy_(0, gates.places.long(), mix(weights, from_codes(gates.values)))
+    return torch.addcmul(base.float(), mask.view(gates.shape), delta.float())
+
+
+def _joined(gates: Sequence[PackedGates]) -> PackedGates:
+    """The gates of several parameters, laid end to end."""
+    sizes = torch.tensor([packed.shape.numel() for packed in gates])
+    counts = torch.tensor([len(packed.places) for packed in gates])
+    before = (sizes.cumsum(0) - sizes).repeat_interleave(counts)
+    places = torch.cat([packed.places for packed in gates])
+    return PackedGates(
+        open=torch.cat([packed.open for packed in gates], dim=1),
+        places=places + before.to(places),
+        values=torch.cat([packed.values for packed in gates], dim=1),
+        shape=torch.Size([int(sizes.sum())]),
+    )
 
 
 def rounded(values: Tensor) -> Tensor:

@@ -120,8 +120,8 @@ def save_task(model: PeftModel, path: str | Path, *, dtype: torch.dtype = torch.
             packed[layer, name].fill((delta != 0).float()[None], delta, exact=True)
     header = _header("exact", packed)
     config = adapter_config(model, adapter_name)
-    alone = {"num_experts": 1, "sparsity_pattern": "dense", "gate_granularity": "element"}
-    _write(Path(path), model, packed, replace(config, packed=header, **alone))
+    config = replace(config, num_experts=1, sparsity_pattern="dense", gate_granularity="element", packed=header)
+    _write(Path(path), model, packed, config)
     return header
 
 
@@ -155,7 +155,7 @@ def _write(folder: Path, model: PeftModel, packed: Packed, config: SMATConfig) -
 
 
 def _tensors(model: PeftModel, packed: Packed, config: SMATConfig) -> dict[str, Tensor]:
-    """What a state dict of the loaded adapter will hold: packed parameters, the router, modules that are saved whole."""
+    """A state dict of the adapter as it will be loaded: packed parameters, router, modules that are saved whole."""
     saved = get_peft_model_state_dict(model, adapter_name=active_adapter(model), save_embedding_layers=False)
     kept = {key for key in saved if ".smat_" not in key or (config.has_router and ".smat_router." in key)}
     tensors = {key: tensor for key, tensor in saved.items() if key in kept}

@@ -131,11 +131,18 @@ class SharingArguments:
             "evenly (even), or for one task, by a folder with a folder of images for each of its classes."
         },
     )
+    pack: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave the adapter's inference form, too, in OUTPUT_DIR/packed: a fraction of its size, loaded "
+            "like any adapter, and not to be trained."
+        },
+    )
     push_to_hub: bool = field(
         default=False,
         metadata={
-            "help": "Push adapter, card, figures and curves to the Hub at the end, and a merged model to a repository "
-            "of its own, HUB_MODEL_ID-merged."
+            "help": "Push adapter, card, figures and curves to the Hub at the end, and a packed adapter and a merged "
+            "model to repositories of their own, HUB_MODEL_ID-packed and HUB_MODEL_ID-merged."
         },
     )
     hub_model_id: str | None = field(

@@ -144,7 +144,8 @@ def meta_tune(argv: Sequence[str]) -> None:
         if evaluation is not None:
             accelerator.print("\n" + format_report(evaluation))
         origins = {entry.domain.name: entry.domain.origin for entry in measured}
-        _write_results(sharing, model, every, trainer, evaluation, figures, origins)
+        notes = {output_dir: ""} | sharing.pack(model, validation)
+        _write_results(sharing, model, every, trainer, evaluation, figures, origins, notes)
         sharing.save_merged(model, transform, model_arguments.model_name_or_path)
         accelerator.print(f"\nEverything is in {output_dir}")
         for address in sharing.push():
@@ -249,7 +250,9 @@ def _write_results(
     evaluation: Evaluation | None,
     figures: dict[str, float],
     origins: dict[str, str],
+    notes: dict[Path, str],
 ) -> None:
+    """Figures beside the adapter, and a card in the folder of each of its forms, with a note on it."""
     output_dir = sharing.output_dir
     settings: dict[str, Any] = {name: value for part in arguments[:-1] for name, value in vars(part).items()}
     report = {} if evaluation is None else report_as_dict(evaluation)
@@ -273,20 +276,22 @@ def _write_results(
     method = SMAT if model_arguments.method == "smat" else model_arguments.method
     accuracies = {name: found["accuracy"][method] for name, found in report.get("domains", {}).items()}
     write_eval_results(output_dir, accuracies, origins)
-    write_model_card(
-        output_dir,
-        name=sharing.name_of(output_dir),
-        base_model=model_arguments.model_name_or_path,
-        table_markdown="Not evaluated." if evaluation is None else format_report(evaluation, "markdown"),
-        metrics={name: accuracy["mean"] for name, accuracy in accuracies.items()},
-        origins=origins,
-        image_size=arguments[2].image_size,
-        license=sharing.arguments.license,
-        datasets=sharing.arguments.datasets,
-        settings=settings,
-        sparsity=closed,
-        note=DEMO_NOTE if model_arguments.model_name_or_path == DEMO_BACKBONE else "",
-    )
+    warning = DEMO_NOTE if model_arguments.model_name_or_path == DEMO_BACKBONE else ""
+    for folder, note in notes.items():
+        write_model_card(
+            folder,
+            name=sharing.name_of(folder),
+            base_model=model_arguments.model_name_or_path,
+            table_markdown="Not evaluated." if evaluation is None else format_report(evaluation, "markdown"),
+            metrics={name: accuracy["mean"] for name, accuracy in accuracies.items()},
+            origins=origins,
+            image_size=arguments[2].image_size,
+            license=sharing.arguments.license,
+            datasets=sharing.arguments.datasets,
+            settings=settings,
+            sparsity=closed,
+            note="\n\n".join(filter(None, (warning, note))),
+        )
 
 
 DEMO_NOTE = "This is the demo's adapter: it is for small pictures of letters and signs, not for photographs."

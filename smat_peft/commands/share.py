@@ -1,7 +1,8 @@
-"""What `meta_tune` does with an adapter that is done: a merged model beside it, and both on the Hub."""
+"""What `meta_tune` does with an adapter that is done: its packed form and a merged model beside it, and on the Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,16 +10,18 @@ from peft import PeftModel
 
 from smat_peft.commands.arguments import SharingArguments
 from smat_peft.commands.class_folders import FolderImages, read_examples
+from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.errors import ConfigurationError, HubError
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, device_of
 from smat_peft.few_shot.inputs import encode_labels, pixel_batches
 from smat_peft.sharing.hub import HubRepository, check_repository, open_repository
 from smat_peft.sharing.merged import Specialisation, save_merged
+from smat_peft.sharing.packed import describe_packed, pack_adapter
 from smat_peft.tuner.tasks import has_experts
 
 ADAPTER_FILES = ("adapter_*", "README.md", "metrics.json", "curves.png", ".eval_results/*")
-MERGED = "merged"  # the merged model's folder in the output directory, and the end of its repository's name
+PACKED, MERGED = "packed", "merged"  # folders in the output directory, and ends of their repositories' names
 EVEN = "even"
 COMMIT_MESSAGE = "End of training"  # as transformers' Trainer
 
@@ -46,13 +49,16 @@ class Sharing:
         if arguments.push_to_hub:
             name = arguments.hub_model_id or output_dir.resolve().name
             self._names[output_dir] = name
-            if merged:
-                self._names[output_dir / MERGED] = f"{name}-{MERGED}"
+            for wanted, folder in ((arguments.pack, PACKED), (merged, MERGED)):
+                if wanted:
+                    self._names[output_dir / folder] = f"{name}-{folder}"
             for name in self._names.values():
                 check_repository(name, arguments.hub_token)
 
     def check_model(self, model: PeftModel) -> None:
-        """Raise a ConfigurationError where the model cannot be adapted to the support set of `--save_merged`."""
+        """Raise a ConfigurationError where the model cannot be packed, or adapted to the set of `--save_merged`."""
+        if self.arguments.pack and not has_experts(model):
+            raise ConfigurationError("--pack needs an adapter of SMAT's kind, with gates and a delta")
         if self._support is not None and not has_experts(model):
             raise ConfigurationError(f"--save_merged {self._support.folder} needs experts to mix; use {EVEN}")
 
@@ -68,6 +74,17 @@ class Sharing:
         """The whole name on the Hub of what is in a folder, if it goes there."""
         repository = self.repositories.get(folder)
         return repository.name if repository else None
+
+    def pack(self, model: PeftModel, episodes: Sequence[Episode]) -> dict[Path, str]:
+        """Leave the packed adapter, if one was asked for; returns its folder, with what its card is to say of it.
+
+        Its error is measured on the images of the first of the episodes, or of noise where there is none.
+        """
+        if not self.arguments.pack:
+            return {}
+        images = torch.cat([episodes[0].support, episodes[0].query]) if len(episodes) else None
+        folder = self.output_dir / PACKED
+        return {folder: describe_packed(pack_adapter(model, folder, images=images))}
 
     def save_merged(self, model: PeftModel, transform: ImageTransform, base_model: str) -> None:
         """Leave the merged model, if one was asked for. `model` cannot be used after this."""

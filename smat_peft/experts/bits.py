@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 SPREAD = sum(1 << 7 * power for power in range(1, 9))  # times eight bytes of 0 or 1: their bits, in the highest byte
@@ -13,8 +13,10 @@ SPREAD = sum(1 << 7 * power for power in range(1, 9))  # times eight bytes of 0 
 
 def pack_bits(mask: Tensor) -> Tensor:
     """A mask `[..., n]` as bytes `[..., ceil(n / 8)]`."""
-    padded = F.pad(mask, (0, -mask.shape[-1] % 8)).contiguous()
-    return (padded.view(torch.int64) * SPREAD >> 56).to(torch.uint8)
+    *rows, size = mask.shape
+    padded = mask.new_zeros(*rows, math.ceil(size / 8), 8)
+    padded.flatten(-2)[..., :size] = mask
+    return (padded.flatten().view(torch.int64) * SPREAD >> 56).to(torch.uint8).view(padded.shape[:-1])
 
 
 def unpack_bits(packed: Tensor, size: int) -> Tensor:

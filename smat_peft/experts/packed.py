@@ -105,7 +105,7 @@ def merge_packed_into(
 
 
 def _mixes_of_every_byte(weights: Tensor) -> list[Tensor]:
-    """For eight experts at a time: the mix of gates of 0 and 1 for each of the bytes that say which are open, `[256]`."""
+    """For eight experts at a time: the mix of gates of 0 and 1 for every byte that says which are open, `[256]`."""
     every_byte = torch.arange(2**EXPERTS_AT_ONCE, dtype=torch.uint8, device=weights.device)
     sets = unpack_bits(every_byte[:, None], EXPERTS_AT_ONCE).T.float()
     return [mix(experts, sets[: len(experts)]) for experts in weights.split(EXPERTS_AT_ONCE)]

@@ -62,6 +62,7 @@ def decode(
     _require(len(parts["open"]) == sum(lengths), f"open has {len(parts['open'])} bytes instead of {sum(lengths)}")
     for group, where, packed, count in zip(groups, used, parts["open"].split(lengths), counts, strict=True):
         inside = _mask(packed.view(len(group), -1), (len(group), count), "open")
+        _require(bool(inside.any(0).all()), "open disagrees with used: at a used position no expert is open")
         group.masked_scatter_(where.expand_as(group), inside)
 
     opened = torch.ones(int(is_open.count_nonzero()), device=device)

@@ -7,6 +7,7 @@ Both are ordinary adapter folders: safetensors, whose metadata hold a header, an
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,20 @@ def save_task(model: PeftModel, path: str | Path, *, dtype: torch.dtype = torch.
     config = replace(config, num_experts=1, sparsity_pattern="dense", gate_granularity="element", packed=header)
     _write(Path(path), model, packed, config)
     return header
+
+
+def describe_packed(header: Mapping[str, Any]) -> str:
+    """What a packed adapter's header says, for its card."""
+    error = "Task weights are the same to the bit."
+    if header["logit_error"] is not None:
+        error = (
+            f"Logits, which lie between -10 and 10, differ by at most {header['logit_error']:.2g} from those of the "
+            f"adapter that it was packed from (measured on {header['measured_on']})."
+        )
+    return (
+        f"This is the adapter's inference form, which cannot be trained: gates ({header['gates']}) and a delta in "
+        f"{header['delta']}. {error} Left out: {header['left_out']}."
+    )
 
 
 def _header(gates: str, packed: Packed) -> dict[str, Any]:

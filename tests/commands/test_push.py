@@ -65,21 +65,21 @@ def in_a_fresh_process(hub: Hub, tmp_path: Path, script: dict[str, str], support
 def test_what_is_pushed_classifies_like_what_was_trained(hub: Hub, world: Path, tmp_path: Path, capsys: Any) -> None:
     run, support = tmp_path / "glyphs", world / "other"
     settings = QUICK | {"hub_token": WRITER, "hub_private_repo": True, "save_merged": support, "license": "mit"}
-    settings |= {"max_steps": 4, "checkpointing_steps": 2}
+    settings |= {"max_steps": 4, "checkpointing_steps": 2, "pack": True}
     assert main([*words(world, run, **settings), "--datasets", "mnist", "cifar10"]) == 0
     printed = capsys.readouterr().out
-    adapter, merged = (hub.repositories[f"user/{name}"] for name in ("glyphs", "glyphs-merged"))
-    assert [line.split("/commit/")[0] for line in printed.splitlines()[-2:]] == [
-        f"Pushed to {hub.url}/user/glyphs",
-        f"Pushed to {hub.url}/user/glyphs-merged",
-    ]
+    names = ("glyphs", "glyphs-packed", "glyphs-merged")
+    adapter, packed, merged = (hub.repositories[f"user/{name}"] for name in names)
+    pushed = [line.split("/commit/")[0] for line in printed.splitlines()[-3:]]
+    assert pushed == [f"Pushed to {hub.url}/user/{name}" for name in names]
     assert set(adapter.files) == ADAPTER_FILES
+    assert set(packed.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert set(merged.files) == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
-    for repository in (adapter, merged):
+    for repository in (adapter, packed, merged):
         assert repository.private
         assert [commit.message for commit in repository.commits] == ["End of training"]
         assert not any(WRITER.encode() in content for content in repository.files.values())
-    for folder, repository in ((run, adapter), (run / "merged", merged)):
+    for folder, repository in ((run, adapter), (run / "packed", packed), (run / "merged", merged)):
         for name, content in repository.files.items():
             assert (folder / name).read_bytes() == content
 
@@ -87,6 +87,10 @@ def test_what_is_pushed_classifies_like_what_was_trained(hub: Hub, world: Path, 
     card.validate()
     assert (card.data.license, card.data.datasets) == ("mit", ["mnist", "cifar10"])
     assert '"vit", adapter="user/glyphs"' in card.text  # its backbone is a folder that others do not have
+    form = ModelCard(packed.files["README.md"].decode())
+    form.validate()
+    assert "inference form, which cannot be trained" in form.text
+    assert '"vit", adapter="user/glyphs-packed"' in form.text
     about = ModelCard(merged.files["README.md"].decode()).text
     assert "`user/glyphs` makes of it for the task other, from 24 labelled images of 6 classes" in about
 
@@ -96,6 +100,9 @@ def test_what_is_pushed_classifies_like_what_was_trained(hub: Hub, world: Path, 
     torch.testing.assert_close(
         in_a_fresh_process(hub, tmp_path, CLASSIFIER, support, "user/glyphs"), expected, check_dtype=False
     )
+    from_packed = in_a_fresh_process(hub, tmp_path, CLASSIFIER, support, "user/glyphs-packed")
+    torch.testing.assert_close(from_packed, expected, check_dtype=False, atol=1e-2, rtol=0)
+    assert torch.equal(from_packed.argmax(1), expected.argmax(1))
     pixels = torch.stack([trained.transform_.evaluation(image) for image in map(Image.open, examples.paths)])
     labels = torch.tensor([sorted(set(examples.classes)).index(name) for name in examples.classes])
     with torch.no_grad():
@@ -167,6 +174,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"hub_token": "hf_old"}, "cannot push to run: .*401"),
         ({"push_to_hub": None, "save_merged": "/nowhere"}, "/nowhere is not a folder"),
         ({"push_to_hub": None, "save_merged": "WORLD/other", "method": "lora"}, "needs experts to mix; use even"),
+        ({"push_to_hub": None, "pack": True, "method": "lora"}, "--pack needs an adapter of SMAT's kind"),
     ],
 )
 @pytest.mark.usefixtures("untrained")

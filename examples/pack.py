@@ -26,7 +26,7 @@ from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.errors import CheckpointError
 from smat_peft.few_shot import load_model
 
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -35,7 +35,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to write")
     parser.add_argument("--backbone", help="the backbone, where it is not what the adapter's configuration says")
     parser.add_argument("--lossless", action="store_true", help="the same task weights to the bit")
-    parser.add_argument("--dtype", choices=TYPES, default="bf16", help="type of the delta; not with --lossless")
+    parser.add_argument("--dtype", choices=TYPES, default="fp16", help="type of the delta; not with --lossless")
     parser.add_argument("--tolerance", type=float, default=1e-2, help="largest difference of logits to accept")
     return parser.parse_args(argv)
 

@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from peft import get_peft_model
+
+from smat_peft import SMATConfig
+from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.few_shot import load_backbone
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -22,6 +27,29 @@ def test_image_classification_ends_with_the_accuracy_and_an_adapter(
     assert "test accuracy" in printed
     assert ("share of closed gates" in printed) == (method == "smat")
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_pack_says_how_small_the_adapter_became_and_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = get_peft_model(load_backbone(DEMO_BACKBONE), SMATConfig(num_experts=2, init_weights=False))
+    adapter.peft_config["default"].base_model_name_or_path = DEMO_BACKBONE
+    adapter.save_pretrained(tmp_path / "mine", save_embedding_layers=False)
+    for words, last in (((), "logits differ by at most"), (("--lossless",), "task weights are the same to the bit")):
+        places = [str(tmp_path / "mine"), str(tmp_path / f"packed{len(words)}")]
+        monkeypatch.setattr(sys, "argv", ["pack.py", *places, *words])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / "pack.py"), run_name="__main__")
+        assert ended.value.code == 0
+        printed = capsys.readouterr().out
+        assert "times smaller" in printed
+        assert last in printed
+        assert (tmp_path / f"packed{len(words)}" / "adapter_model.safetensors").is_file()
+    monkeypatch.setattr(sys, "argv", ["pack.py", str(tmp_path), str(tmp_path / "other")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / "pack.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert "holds no adapter of SMAT" in capsys.readouterr().err
 
 
 def test_digits_ends_with_both_accuracies_and_their_difference(

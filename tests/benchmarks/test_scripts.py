@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 
 import adapt
 import episodes
@@ -15,7 +16,11 @@ import memory
 import merging
 import meta_step
 import scaling
+import size
 from measure import Peak, in_own_process
+from smat_peft import SMATConfig
+from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.few_shot import load_backbone
 from workloads import copy_state_, make_baseline, make_episodes, make_trainer, vit_shapes
 
 QUICK = ["--threads", "1", "--device", "cpu", "--rounds", "1"]
@@ -119,6 +124,25 @@ def test_adapting_is_measured_against_the_plain_backbone(run: Run) -> None:
     assert len(rows) == 3
     parameters = sum(p.numel() for p in adapt.make_backbone("demo-vit", 1).parameters())
     assert rows[0]["settings"]["megabytes_of_kept_gates"] == pytest.approx(4 * parameters * 2 / 1e6)
+
+
+def test_sizes_are_of_whole_files_and_merging_is_timed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(size, "EPISODES", 8)
+    adapter = get_peft_model(load_backbone(DEMO_BACKBONE), SMATConfig(num_experts=2, init_weights=False))
+    for name, parameter in adapter.named_parameters():
+        if ".smat_delta." in name:
+            parameter.data.mul_(0.1)  # as small as training leaves it
+    adapter.save_pretrained(tmp_path / "mine", save_embedding_layers=False)
+    small = ["--model", "demo-vit", "--layers", "1", "--experts", "4", "--no-torch_compile"]
+    rows = run(size.main, [*TIMED, *small, "--adapter", str(tmp_path / "mine")])
+    by_name = {row["name"]: row for row in rows}
+    assert (
+        by_name["mine: trainable"]["baseline"] == (tmp_path / "mine" / "adapter_model.safetensors").stat().st_size / 1e6
+    )
+    assert by_name["demo-vit: trainable"]["ratio"] > 3
+    assert by_name["demo-vit: merging"]["unit"] == "s"
 
 
 def test_loading_is_measured_on_images_that_the_benchmark_draws(run: Run) -> None:

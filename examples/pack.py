@@ -21,10 +21,9 @@ from pathlib import Path
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from smat_peft import SMATConfig, pack_adapter
+from smat_peft import pack_adapter
 from smat_peft.commands.console import HelpFormatter, run_command
-from smat_peft.errors import CheckpointError
-from smat_peft.few_shot import load_model
+from smat_peft.few_shot.loading import backbone_of, load_model
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -42,12 +41,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def pack(argv: Sequence[str]) -> None:
     arguments = parse_arguments(argv)
-    try:
-        backbone = arguments.backbone or SMATConfig.from_pretrained(str(arguments.adapter)).base_model_name_or_path
-    except ValueError as error:
-        raise CheckpointError(f"{arguments.adapter} holds no adapter of SMAT: {error}") from error
     header = pack_adapter(
-        load_model(backbone, arguments.adapter),
+        load_model(arguments.backbone or backbone_of(arguments.adapter), arguments.adapter),
         arguments.output,
         dtype=TYPES[arguments.dtype],
         tolerance=arguments.tolerance,

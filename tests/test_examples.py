@@ -49,7 +49,7 @@ def test_pack_says_how_small_the_adapter_became_and_what_changed(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(EXAMPLES / "pack.py"), run_name="__main__")
     assert ended.value.code == 2
-    assert "holds no adapter of SMAT" in capsys.readouterr().err
+    assert "is no adapter: there is no adapter_config.json" in capsys.readouterr().err
 
 
 def test_digits_ends_with_both_accuracies_and_their_difference(

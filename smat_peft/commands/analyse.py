@@ -40,12 +40,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from torch import nn
 
 from smat_peft.commands.analysis_material import Material
 from smat_peft.commands.console import HelpFormatter, run_command
-from smat_peft.errors import CheckpointError, ConfigurationError, DataError
+from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.evaluation.alignment_measuring import measure_alignment
 from smat_peft.evaluation.alignment_plots import draw_alignment
 from smat_peft.evaluation.analysis import overlap, random_overlap
@@ -59,7 +58,7 @@ from smat_peft.evaluation.selection_measuring import measure_selection
 from smat_peft.evaluation.selection_plots import draw_selection
 from smat_peft.evaluation.sweep_plots import draw_sweep
 from smat_peft.evaluation.sweep_results import read_sweep
-from smat_peft.few_shot.loading import load_adapter, load_backbone
+from smat_peft.few_shot.loading import backbone_of, load_adapter, load_backbone
 from smat_peft.tuner.tasks import adapter_config, has_experts
 
 PICTURES = ("capacity", "depth", "selection", "overlap", "alignment")
@@ -153,13 +152,7 @@ def _draw_runs(arguments: argparse.Namespace, folder: Path) -> None:
 
 def _load(adapter: str, backbone: str | None) -> tuple[nn.Module, str]:
     """An adapter on its backbone, and the backbone's name."""
-    if backbone is None:
-        try:
-            backbone = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"cannot load adapter {adapter!r}: {' '.join(str(error).split())}") from error
-    if not backbone:
-        raise ConfigurationError(f"{adapter} does not say which backbone it belongs to; name it with --model")
+    backbone = backbone or backbone_of(adapter)
     model = load_adapter(load_backbone(backbone), adapter)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), backbone
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
@@ -18,7 +17,7 @@ from smat_peft.commands.arguments import DataArguments
 from smat_peft.commands.protocol import load_protocol, with_enough_classes
 from smat_peft.episodes.domain import Domain
 from smat_peft.episodes.fixed import FixedEpisodes
-from smat_peft.errors import CheckpointError, ConfigurationError, DataError
+from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.evaluation.predictors import (
     BACKBONE,
     OTHER_DOMAIN,
@@ -30,7 +29,7 @@ from smat_peft.evaluation.predictors import (
     prototype_predictor,
 )
 from smat_peft.evaluation.protocol import EvaluationDomain
-from smat_peft.few_shot.loading import load_backbone, load_model
+from smat_peft.few_shot.loading import backbone_of, load_backbone, load_model
 from smat_peft.tuner.tasks import has_experts
 
 
@@ -41,22 +40,11 @@ def backbone_of_adapters(adapters: Sequence[str]) -> str:
         CheckpointError: An adapter's configuration cannot be read, or does not say.
         ConfigurationError: They are of different ones.
     """
-    names = {adapter: _backbone_of(adapter) for adapter in adapters}
+    names = {adapter: backbone_of(adapter) for adapter in adapters}
     if len(set(names.values())) > 1:
         listed = ", ".join(f"{adapter}: {name}" for adapter, name in names.items())
         raise ConfigurationError(f"the adapters are of different backbones ({listed}); evaluate them one by one")
     return next(iter(names.values()), DEMO_BACKBONE)
-
-
-def _backbone_of(adapter: str) -> str:
-    try:
-        backbone = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"cannot read the configuration of adapter {adapter!r}: {reason}") from error
-    if not backbone:
-        raise CheckpointError(f"adapter {adapter!r} does not say what its backbone is; name it: --model_name_or_path")
-    return str(backbone)
 
 
 def load_models(backbone: str, adapters: Sequence[str], device: torch.device) -> dict[str, nn.Module]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import AutoModel
 from transformers.utils import find_adapter_config_file, logging
@@ -86,6 +87,18 @@ def find_model(
     if not backbone:
         raise CheckpointError(f"adapter {name!r} does not name its backbone; give the backbone, and it as the adapter")
     return ModelSource(backbone, name, config.get("revision"), revision, token)
+
+
+def backbone_of(adapter: str | Path) -> str:
+    """Name of the backbone that an adapter, a repository or a folder, was made for.
+
+    Raises:
+        CheckpointError: There is no adapter, its configuration cannot be read, or it names no backbone.
+    """
+    source = find_model(adapter)
+    if source.adapter is None:
+        raise CheckpointError(f"{str(adapter)!r} is no adapter: there is no {CONFIG_NAME}")
+    return source.backbone
 
 
 def load_backbone(name_or_path: str | Path, *, revision: str | None = None, token: str | None = None) -> nn.Module:

@@ -86,7 +86,7 @@ def test_a_learning_curve_begins_with_the_backbone_and_has_a_point_a_checkpoint(
     [
         ((), "nothing to draw: name an ADAPTER, --runs or --sweep"),
         (("{adapters}/lora",), "is no SMAT adapter"),
-        (("{adapters}/nowhere",), "cannot load adapter"),
+        (("{adapters}/nowhere",), "cannot load model"),
         (("--runs", "a={adapters}/two", "a={adapters}/two"), "--runs must have different labels"),
         (("--runs", "a={adapters}/two"), "holds no checkpoints; train with --save_total_limit 0"),
         (("--sweep", "{adapters}/sweep.csv"), "there is no sweep"),

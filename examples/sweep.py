@@ -1,4 +1,4 @@
-r"""How sparse should experts be, and how many? The demo's recipe over a grid of both.
+r"""How sparse should experts be, and how many? The settings of the comparison over a grid of both.
 
 Why: too dense, and experts forget what the backbone knew of other domains; too sparse, and they cannot learn. Each run
 of the meta-tuner has the recipe's other settings and is looked at on held-out classes of the training domains (ID) and
@@ -35,7 +35,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from smat_peft.assets import DEMO_RECIPE
+from comparison.training import RECIPES
 from smat_peft.commands.console import HelpFormatter
 from smat_peft.commands.meta_tune import METRICS
 from smat_peft.commands.meta_tune import main as meta_tune
@@ -91,7 +91,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is left, keep the table, say what is left."""
     cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=DEMO_RECIPE, help="settings that all cells share")
+    parser.add_argument(
+        "--recipes",
+        type=Path,
+        nargs="+",
+        default=list(RECIPES),
+        help="settings of all cells, the last one first",
+    )
     parser.add_argument("--sparsities", type=float, nargs="+", default=list(SPARSITIES), help="of each expert")
     parser.add_argument("--experts", type=int, nargs="+", default=list(EXPERTS), help="numbers of experts")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates of delta to try")
@@ -103,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/sweep, or outputs/sweep-quick")
     parser.add_argument("--results", type=Path, help="the table; docs/results/sweep.csv, or sweep.csv in --runs_dir")
     arguments = parser.parse_args(argv)
-    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes, "validation_episodes": 20}
+    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes}
     if arguments.quick:
         arguments.sparsities, arguments.experts, arguments.rates, settings = [0.0, 0.9], [1, 4], [0.05], QUICK
     runs_dir = arguments.runs_dir or Path("outputs/sweep-quick" if arguments.quick else "outputs/sweep")
@@ -113,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(describe(cells, arguments.jobs))
     if not arguments.status:
-        run_all(cells, arguments.recipe, settings, arguments.jobs, table)
+        run_all(cells, arguments.recipes, settings, arguments.jobs, table)
         print(f"{describe(cells, arguments.jobs)}\nThe table is {table}")
 
 
-def run_all(cells: Sequence[Cell], recipe: Path, settings: dict[str, Any], jobs: int, table: Path) -> None:
+def run_all(cells: Sequence[Cell], recipes: Sequence[Path], settings: dict[str, Any], jobs: int, table: Path) -> None:
     """Run every cell that is not done, so many at a time, each in a fresh process; the table grows with each.
 
     Raises:
@@ -132,7 +138,7 @@ def run_all(cells: Sequence[Cell], recipe: Path, settings: dict[str, Any], jobs:
         ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool,
         tqdm(total=len(cells), initial=len(cells) - len(left), desc="sweep", unit="run") as bar,
     ):
-        pending = {pool.submit(run, cell, recipe, settings, threads): cell for cell in left}
+        pending = {pool.submit(run, cell, recipes, settings, threads): cell for cell in left}
         for finished in as_completed(pending):
             cell = pending[finished]
             failed += [] if finished.result() else [cell.folder / "run.log"]
@@ -142,16 +148,13 @@ def run_all(cells: Sequence[Cell], recipe: Path, settings: dict[str, Any], jobs:
         raise SystemExit(f"error: {len(failed)} runs failed; see {', '.join(map(str, failed))}")
 
 
-def run(cell: Cell, recipe: Path, settings: dict[str, Any], threads: int) -> bool:
+def run(cell: Cell, recipes: Sequence[Path], settings: dict[str, Any], threads: int) -> bool:
     """One run of the meta-tuner, gone on with where it was cut; whether it ended well."""
     folder = cell.folder
     folder.mkdir(parents=True, exist_ok=True)
-    own = (
-        cell.settings
-        | settings
-        | {"ood_domains": [], "output_dir": str(folder), "threads": threads, "save_total_limit": 1}
-    )
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | own))
+    shared = {name: value for path in recipes for name, value in yaml.safe_load(path.read_text()).items()}
+    own = cell.settings | settings | {"ood_domains": [], "output_dir": str(folder), "threads": threads}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(shared | own))
     resume = ["--resume_from_checkpoint=latest"] if any(folder.glob("checkpoint-*")) else []
     with (folder / "run.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         try:

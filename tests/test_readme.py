@@ -112,6 +112,7 @@ def test_every_command_of_the_readme_is_one_that_is_tested_or_installs() -> None
         ("python", "examples/image_classification.py"),  # in test_examples.py
         ("python", "examples/digits.py"),
         ("python", "examples/compare.py"),  # in test_compare.py
+        ("python", "examples/pack.py"),  # in test_examples.py
         ("python", "examples/convert_reference.py"),  # in sharing/test_reference_examples.py
     }
     assert {tuple(words[:2]) for words in commands()} == known

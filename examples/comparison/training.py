@@ -26,7 +26,7 @@ SUMMARISED = (
     *("sparsity", "merged_sparsity", "density_of_delta", "share_of_delta", "skipped_updates", "training_seconds"),
     *("validation_accuracy", "dev_ood_accuracy"),
 )
-COMMON = ("--evaluation_episodes=0", "--validation_episodes=20", "--validation_steps=40", "--save_total_limit=1")
+RECIPES = (DEMO_RECIPE, Path(__file__).with_name("settings.yaml"))  # the second before the first
 
 
 @dataclass
@@ -188,11 +188,11 @@ def train_all(runs: Sequence[Run], jobs: int) -> None:
 
 def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
-    words = [*COMMON, *run.words(), f"--output_dir={run.folder}"]
+    words = [*run.words(), "--evaluation_episodes=0", f"--output_dir={run.folder}"]
     if any(run.folder.glob("checkpoint-*")):
         words.append("--resume_from_checkpoint=latest")
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    command = [sys.executable, "-m", "smat_peft.meta_tune", str(DEMO_RECIPE), *words, f"--threads={threads}"]
+    command = [sys.executable, "-m", "smat_peft.meta_tune", *map(str, RECIPES), *words, f"--threads={threads}"]
     with (run.folder / "run.log").open("ab") as log:
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()

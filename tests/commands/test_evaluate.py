@@ -140,7 +140,7 @@ def test_the_episodes_of_a_manifest_give_the_same_table(run, adapters, domains, 
         (["--episodes", 0], "--episodes must be at least 1"),
         (["--manifest", "a", "--manifest_out", "b"], "choose one"),
         (["--manifest", "no.jsonl"], "--manifest no.jsonl: there is no such file"),
-        (["no/adapter"], "cannot load model 'no/adapter'"),
+        (["no/adapter"], "'no/adapter' is no adapter: there is no adapter_config.json"),
     ],
 )
 def test_wrong_arguments_are_one_line(tmp_path, capsys, words, message):

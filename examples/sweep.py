@@ -39,8 +39,8 @@ from comparison.training import RECIPES
 from smat_peft.commands.console import HelpFormatter
 from smat_peft.commands.meta_tune import METRICS
 from smat_peft.commands.meta_tune import main as meta_tune
+from smat_peft.evaluation.analysis.sweep import SweepCell, write_sweep
 from smat_peft.evaluation.predictors import SMAT
-from smat_peft.evaluation.sweep_results import SweepCell, write_sweep
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 EXPERTS = (4, 8, 1, 16)

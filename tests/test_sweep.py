@@ -11,7 +11,7 @@ import yaml
 import sweep
 from smat_peft.assets import DEMO_RECIPE
 from smat_peft.errors import DataError
-from smat_peft.evaluation.sweep_results import SweepCell, best_rates, read_sweep, write_sweep
+from smat_peft.evaluation.analysis.sweep import SweepCell, best_rates, read_sweep, write_sweep
 
 CELL = SweepCell(0.5, 2, 0.05, 0, 0.7, 0.71, 0.01, 0.72, 0.01, 0.4, 0.2, 60.0)
 

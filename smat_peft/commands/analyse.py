@@ -10,10 +10,10 @@ Each picture is written as PDF and PNG with its numbers as JSON beside. Of an ad
   capacity   share of open gates by layer type (attention, MLP, norms, biases, embeddings): the mean over experts, its
              standard deviation, each expert. Where does the adapter spend its weights?
   depth      the same by block of the backbone
-  selection  mean expert weights that the router gives tasks of each domain, and a tree that joins domains that choose
-             alike. Do kinds of tasks have experts of their own?
   overlap    intersection over union of the weights that two experts open, beside that of random masks of equal
              density. Are experts different?
+  selection  mean expert weights that the router gives tasks of each domain, and a tree that joins domains that choose
+             alike. Do kinds of tasks have experts of their own?
   alignment  cosine of the gradients of two domains' tasks, for the delta and for each expert's part of it, at the
              backbone's weights and at the trained ones; dotted, the same domain on other tasks. Do experts keep apart
              tasks that would disturb each other?
@@ -27,43 +27,50 @@ Of a sweep (--sweep, by examples/sweep.py):
 
   sweep      ID and dev-OOD accuracy over sparsity and number of experts
 
-Episodes are drawn from the validation classes of --train_domains and from all classes of --dev_ood_domains: for the
-packaged backbone from those of the built-in suite. Domains for a final test are looked at only if --ood_domains asks.
+Episodes are drawn as python -m smat_peft.evaluate draws them: from validation classes of the ID domains and from
+dev-OOD domains, and from what is kept for a final test only where --look_at_test or --ood_domains asks for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 from torch import nn
 
-from smat_peft.commands.analysis_material import Material
+from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.commands.checks import check_image_size, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
+from smat_peft.commands.evaluate_inputs import add_domain_arguments, load_measured_domains
+from smat_peft.episodes.cache import ImageCache
+from smat_peft.episodes.images import load_image_transform
 from smat_peft.errors import ConfigurationError, DataError
-from smat_peft.evaluation.alignment_measuring import measure_alignment
-from smat_peft.evaluation.alignment_plots import draw_alignment
-from smat_peft.evaluation.analysis import overlap, random_overlap
-from smat_peft.evaluation.capacity_measuring import capacity_by_depth, capacity_by_layer_type, read_open_gates
-from smat_peft.evaluation.capacity_plots import draw_capacity_by_depth, draw_capacity_by_layer_type
-from smat_peft.evaluation.learning_measuring import measure_learning_curve
-from smat_peft.evaluation.learning_plots import draw_learning_curves
-from smat_peft.evaluation.overlap_plots import Overlap, draw_overlap
-from smat_peft.evaluation.plots import write_numbers
-from smat_peft.evaluation.selection_measuring import measure_selection
-from smat_peft.evaluation.selection_plots import draw_selection
-from smat_peft.evaluation.sweep_plots import draw_sweep
-from smat_peft.evaluation.sweep_results import read_sweep
+from smat_peft.evaluation.analysis.alignment import draw_alignment, measure_alignment
+from smat_peft.evaluation.analysis.capacity import (
+    capacity_by_depth,
+    capacity_by_layer_type,
+    draw_capacity_by_depth,
+    draw_capacity_by_layer_type,
+)
+from smat_peft.evaluation.analysis.gates import read_open_gates
+from smat_peft.evaluation.analysis.learning import draw_learning_curves, measure_learning_curve
+from smat_peft.evaluation.analysis.overlap import draw_overlap, measure_overlap
+from smat_peft.evaluation.analysis.pictures import write_numbers
+from smat_peft.evaluation.analysis.selection import draw_selection
+from smat_peft.evaluation.analysis.sweep import draw_sweep, read_sweep
+from smat_peft.evaluation.predictors import SMAT
+from smat_peft.evaluation.protocol import EvaluationDomain, episode_samplers, evaluate
+from smat_peft.evaluation.routing import Routing
 from smat_peft.few_shot.loading import backbone_of, load_adapter, load_backbone
 from smat_peft.tuner.tasks import adapter_config, has_experts
 
-PICTURES = ("capacity", "depth", "selection", "overlap", "alignment")
-OF_SEVERAL = ("selection", "overlap")  # a single expert has nothing to show in them
-OF_EPISODES = ("selection", "alignment")
+PICTURES = ("capacity", "depth", "overlap", "selection", "alignment")
+OF_SEVERAL = {"overlap", "selection"}  # a single expert has nothing to show in them
+OF_EPISODES = {"selection", "alignment"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,19 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sweep", type=Path, metavar="FILE.csv", help="results of examples/sweep.py")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/analysis"), help="where pictures go")
-    parser.add_argument("--model", metavar="BACKBONE", help="the backbone, if not the one that the adapter names")
-    parser.add_argument("--train_domains", nargs="+", default=[], metavar="DOMAIN", help="that were trained on")
-    parser.add_argument("--dev_ood_domains", nargs="+", default=[], metavar="DOMAIN", help="to look at while choosing")
-    parser.add_argument("--ood_domains", nargs="+", default=[], metavar="DOMAIN", help="kept for a final test")
-    parser.add_argument("--episodes", type=int, default=40, help="of each domain, for selection and learning")
     parser.add_argument(
-        "--gradient_episodes", type=int, default=16, help="of each domain, for alignment: two halves of them"
+        "--model_name_or_path", metavar="BACKBONE", help="the backbone, if not the one that the adapter names"
     )
-    parser.add_argument("--ways", type=int, default=5, help="classes of an episode")
-    parser.add_argument("--shots", type=int, default=5, help="support images of a class")
-    parser.add_argument("--queries", type=int, default=10, help="most query images of a class")
-    parser.add_argument("--image_size", type=int, help="height and width of images, in place of the image processor's")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes")
+    add_domain_arguments(parser)
+    parser.set_defaults(validation_domains=[])  # nothing is fitted
+    episodes = parser.add_argument_group("episodes")
+    episodes.add_argument("--episodes", type=int, default=40, help="of each domain, for selection and learning")
+    episodes.add_argument("--gradient_episodes", type=int, default=16, help="of each domain, for alignment")
+    episodes.add_argument("--ways", type=int, default=5, help="classes of an episode")
+    episodes.add_argument("--shots", type=int, default=5, help="support images of a class")
+    episodes.add_argument("--queries", type=int, default=10, help="most query images of a class")
+    episodes.add_argument("--seed", type=int, default=0, help="seed of the episodes")
     return parser
 
 
@@ -102,64 +108,88 @@ def analyse(argv: Sequence[str]) -> None:
     """Measure, draw, and say what was written."""
     arguments = _parser().parse_args(argv)
     _check(arguments)
-    folder: Path = arguments.output_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--output_dir {folder} cannot be made: {error.strerror}") from error
+    make_output_dir(arguments.output_dir)
     if arguments.adapter is not None:
-        _draw_adapter(arguments, folder)
+        _draw_adapter(arguments, arguments.output_dir)
     if arguments.runs:
-        _draw_runs(arguments, folder)
+        _draw_runs(arguments, arguments.output_dir)
     if arguments.sweep is not None:
-        _keep(folder / "sweep", read_sweep(arguments.sweep), draw_sweep)
+        cells = read_sweep(arguments.sweep)
+        draw_sweep(cells, arguments.output_dir / "sweep")
+        _keep(arguments.output_dir / "sweep", cells)
 
 
 def _draw_adapter(arguments: argparse.Namespace, folder: Path) -> None:
-    model, backbone = _load(arguments.adapter, arguments.model)
+    model, backbone = _load(arguments.adapter, arguments.model_name_or_path)
     if not has_experts(model):
         raise ConfigurationError(f"{arguments.adapter} is no SMAT adapter: it has no experts to draw")
-    drawn = set(arguments.pictures)
+    wanted = set(arguments.pictures)
     if adapter_config(model).num_experts == 1:
-        for name in sorted(drawn & {*OF_SEVERAL}):
+        for name in sorted(wanted & OF_SEVERAL):
             print(f"{name}: left out, there is only one expert")
-        drawn -= {*OF_SEVERAL}
-    material = Material(arguments, backbone, model) if drawn & {*OF_EPISODES} else None  # before anything is drawn
+        wanted -= OF_SEVERAL
+    domains, drawn_from = _episodes(arguments, model, backbone) if wanted & OF_EPISODES else ([], {})
+    if wanted & OF_EPISODES and len(domains) < 2:
+        raise DataError(f"selection and alignment compare domains; only {domains[0].domain.name} has enough classes")
     gates = read_open_gates(model)
-    if "capacity" in drawn:
-        _keep(folder / "capacity", capacity_by_layer_type(gates), draw_capacity_by_layer_type)
-    if "depth" in drawn:
-        _keep(folder / "depth", capacity_by_depth(gates), draw_capacity_by_depth)
-    if "overlap" in drawn:
-        random = [random_overlap(gates, by_parameter=each) for each in (False, True)]
-        _keep(folder / "overlap", Overlap(overlap(gates), *random), draw_overlap)
-    if material is not None and "selection" in drawn:
-        _keep(folder / "selection", measure_selection(model, material.episodes(arguments.episodes)), draw_selection)
-    if material is not None and "alignment" in drawn:
-        episodes = material.episodes(arguments.gradient_episodes)
-        _keep(folder / "alignment", measure_alignment(model, episodes), draw_alignment)
+    if "capacity" in wanted:
+        parts = capacity_by_layer_type(gates)
+        draw_capacity_by_layer_type(parts, folder / "capacity")
+        _keep(folder / "capacity", parts)
+    if "depth" in wanted:
+        parts = capacity_by_depth(gates)
+        draw_capacity_by_depth(parts, folder / "depth")
+        _keep(folder / "depth", parts)
+    if "overlap" in wanted:
+        overlap = measure_overlap(gates)
+        draw_overlap(overlap, folder / "overlap")
+        _keep(folder / "overlap", overlap)
+    if "selection" in wanted:
+        evaluation = evaluate({SMAT: model}, domains, episodes=arguments.episodes, **drawn_from)
+        routing = Routing.of(evaluation.records)
+        draw_selection(routing, evaluation.domains, folder / "selection")
+        _keep(folder / "selection", routing.as_dict())
+    if "alignment" in wanted:
+        alignment = measure_alignment(model, episode_samplers(domains, **drawn_from), arguments.gradient_episodes)
+        draw_alignment(alignment, folder / "alignment")
+        _keep(folder / "alignment", alignment)
 
 
 def _draw_runs(arguments: argparse.Namespace, folder: Path) -> None:
-    curves, material = [], None
+    curves = []
+    domains: list[EvaluationDomain] = []
+    drawn_from: dict[str, Any] = {}
     for label, run_dir in arguments.runs:
-        model, backbone = _load(str(run_dir), arguments.model)
-        material = material or Material(arguments, backbone, model)
-        settings = material.settings(arguments.episodes)
-        curves.append(measure_learning_curve(label, model, run_dir, material.domains, **settings))
-    _keep(folder / "learning", curves, draw_learning_curves)
+        model, backbone = _load(str(run_dir), arguments.model_name_or_path)
+        if not domains:
+            domains, drawn_from = _episodes(arguments, model, backbone)
+        settings = {"episodes": arguments.episodes, **drawn_from}
+        curves.append(measure_learning_curve(label, model, run_dir, domains, **settings))
+    draw_learning_curves(curves, folder / "learning")
+    _keep(folder / "learning", curves)
 
 
 def _load(adapter: str, backbone: str | None) -> tuple[nn.Module, str]:
     """An adapter on its backbone, and the backbone's name."""
     backbone = backbone or backbone_of(adapter)
     model = load_adapter(load_backbone(backbone), adapter)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), backbone
+    return model.to(Accelerator().device), backbone
 
 
-def _keep(path: Path, numbers: Any, draw: Callable[[Any, Path], None]) -> None:
+def _episodes(
+    arguments: argparse.Namespace, model: nn.Module, backbone: str
+) -> tuple[list[EvaluationDomain], dict[str, Any]]:
+    """The domains to draw episodes from, and how."""
+    if backbone != DEMO_BACKBONE and not (arguments.id_domains or arguments.dev_ood_domains or arguments.ood_domains):
+        raise ConfigurationError("name the domains to draw tasks from: --id_domains, --dev_ood_domains")
+    domains, _ = load_measured_domains(arguments, backbone)
+    transform = load_image_transform(backbone, arguments.image_size)
+    check_image_size(model, transform, backbone)
+    return domains, {"transform": transform, "cache": ImageCache(), "seed": arguments.seed}
+
+
+def _keep(path: Path, numbers: Any) -> None:
     write_numbers(path, numbers)
-    draw(numbers, path)
     print(f"{path}.pdf, .png, .json")
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,10 +27,10 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from smat_peft.assets import DEMO_BACKBONE
-from smat_peft.commands.arguments import DATA_ROOT, DOMAIN_KINDS
 from smat_peft.commands.checks import check_image_size, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.evaluate_inputs import (
+    add_domain_arguments,
     backbone_of_adapters,
     digest,
     load_measured_domains,
@@ -59,7 +58,6 @@ from smat_peft.few_shot.learning_rate import default_learning_rate
 
 RECORDS, REPORT, TABLES, PICTURE = "records", "report.json", "report.md", "accuracies.png"
 BLIND = "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains)."
-HELP_WIDTH = 100
 SEARCHES = ("auto", "validation", "test_tasks")
 
 
@@ -80,21 +78,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BACKBONE",
         help=f"vision backbone on the Hub or in a folder; the adapter's own if not given, else {DEMO_BACKBONE}",
     )
-    kinds = textwrap.fill(f"Without any, {DEMO_BACKBONE} takes the built-in ones. {DOMAIN_KINDS}", HELP_WIDTH)
-    domains = parser.add_argument_group("domains", kinds)
-    for name, text in (
-        ("id_domains", "domains that the adapter was trained on"),
-        ("dev_ood_domains", "domains not trained on, to look at while choosing settings"),
-        ("ood_domains", "domains not trained on, for the final comparison"),
-        ("validation_domains", "domains on whose validation classes temperatures and rates are fitted; the ID domains"),
-    ):
-        domains.add_argument(f"--{name}", nargs="+", default=[], metavar="DOMAIN", help=text)
-    domains.add_argument("--look_at_test", action="store_true", help="take test classes and built-in test-OOD domains")
-    domains.add_argument("--data_root", default="data", help=f"what {DATA_ROOT} in the names of domains stands for")
+    domains = add_domain_arguments(parser)
     domains.add_argument(
-        "--on_bad_image", choices=("error", "skip"), default="error", help="what to do with an unreadable image"
+        "--validation_domains",
+        nargs="+",
+        default=[],
+        metavar="DOMAIN",
+        help="domains on whose validation classes temperatures and rates are fitted; the ID domains",
     )
-    domains.add_argument("--image_size", type=int, help="height and width of images in place of the image processor's")
     episodes = parser.add_argument_group("episodes")
     episodes.add_argument("--episodes", type=int, default=100, help="episodes of each domain")
     episodes.add_argument("--validation_episodes", type=int, default=10, help="of each validation domain; 0: none")

@@ -1,9 +1,10 @@
-"""What the evaluate command measures: models, predictors and domains, from its arguments."""
+"""What evaluate and analyse measure: models, predictors and domains, from their arguments."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
 from smat_peft.assets import DEMO_BACKBONE
-from smat_peft.commands.arguments import DataArguments
+from smat_peft.commands.arguments import DATA_ROOT, DOMAIN_KINDS, DataArguments
 from smat_peft.commands.protocol import load_protocol, with_enough_classes
 from smat_peft.episodes.domain import Domain
 from smat_peft.episodes.fixed import FixedEpisodes
@@ -31,6 +32,27 @@ from smat_peft.evaluation.predictors import (
 from smat_peft.evaluation.protocol import EvaluationDomain
 from smat_peft.few_shot.loading import backbone_of, load_backbone, load_model
 from smat_peft.tuner.tasks import has_experts
+
+HELP_WIDTH = 100
+
+
+def add_domain_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Which domains, and whether to look at those of a final comparison: the arguments of [`load_measured_domains`]."""
+    kinds = textwrap.fill(f"Without any, {DEMO_BACKBONE} takes the built-in ones. {DOMAIN_KINDS}", HELP_WIDTH)
+    group = parser.add_argument_group("domains", kinds)
+    for name, text in (
+        ("id_domains", "domains that the adapter was trained on"),
+        ("dev_ood_domains", "domains not trained on, to look at while choosing settings"),
+        ("ood_domains", "domains not trained on, for the final comparison"),
+    ):
+        group.add_argument(f"--{name}", nargs="+", default=[], metavar="DOMAIN", help=text)
+    group.add_argument("--look_at_test", action="store_true", help="take test classes and built-in test-OOD domains")
+    group.add_argument("--data_root", default="data", help=f"what {DATA_ROOT} in the names of domains stands for")
+    group.add_argument(
+        "--on_bad_image", choices=("error", "skip"), default="error", help="what to do with an unreadable image"
+    )
+    group.add_argument("--image_size", type=int, help="height and width of images in place of the image processor's")
+    return group
 
 
 def backbone_of_adapters(adapters: Sequence[str]) -> str:

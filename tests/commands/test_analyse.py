@@ -9,7 +9,9 @@ from peft import LoraConfig, get_peft_model
 from smat_peft import SMATConfig
 from smat_peft.commands.analyse import PICTURES, main
 from smat_peft.commands.meta_tune import main as meta_tune
-from smat_peft.few_shot import load_backbone
+from smat_peft.errors import CheckpointError
+from smat_peft.evaluation.analysis.learning import load_learned
+from smat_peft.few_shot.loading import load_adapter, load_backbone
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def adapters(world, tmp_path_factory):
 @pytest.fixture
 def analyse(world, tmp_path, capsys):
     """A function that runs the command on few episodes and returns what it printed."""
-    domains = ["--train_domains", f"folder:{world}/train/*", "--dev_ood_domains", f"folder:{world}/other"]
+    domains = ["--id_domains", f"folder:{world}/train/*", "--dev_ood_domains", f"folder:{world}/other"]
     small = ["--episodes", "2", "--gradient_episodes", "2", "--shots", "1", "--queries", "1"]
 
     def command(*words, status=0):
@@ -47,9 +49,9 @@ def written(folder):
 def test_every_picture_of_an_adapter_comes_with_its_numbers(analyse, adapters, tmp_path):
     analyse(adapters / "two")
     assert written(tmp_path / "out") == {f"{name}.{kind}" for name in PICTURES for kind in ("pdf", "png", "json")}
-    selection = json.loads((tmp_path / "out" / "selection.json").read_text())
-    assert selection["domains"] == ["green", "red", "other"]
-    assert [sum(weights) for weights in selection["weights"]] == pytest.approx([1, 1, 1], abs=1e-5)
+    selection = json.loads((tmp_path / "out" / "selection.json").read_text())["domains"]
+    assert list(selection) == ["green", "red", "other"]
+    assert [sum(each["mean_weights"]) for each in selection.values()] == pytest.approx([1, 1, 1], abs=1e-5)
     alignment = json.loads((tmp_path / "out" / "alignment.json").read_text())
     assert len(alignment["trained"]) == 3  # the delta and two experts
 
@@ -60,25 +62,43 @@ def test_a_single_expert_has_no_selection_and_no_overlap(analyse, adapters, tmp_
     assert written(tmp_path / "out") == {"capacity.pdf", "capacity.png", "capacity.json"}
 
 
-def test_a_learning_curve_begins_with_the_backbone_and_has_a_point_a_checkpoint(analyse, world, tmp_path):
-    arguments = [
-        "--max_steps",
-        "2",
-        "--checkpointing_steps",
-        "1",
-        "--save_total_limit",
-        "0",
-        "--episodes_per_step",
-        "2",
-    ]
-    arguments += ["--evaluation_episodes", "0", "--validation_episodes", "0", "--num_experts", "2"]
-    arguments += ["--model_name_or_path", str(world / "vit"), "--train_domains", f"folder:{world}/train/*"]
-    assert meta_tune([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
-    analyse("--runs", f"mine={tmp_path / 'run'}")
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    """A run of two updates of two tasks, which kept both checkpoints."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = ["--model_name_or_path", f"{world}/vit", "--train_domains", f"folder:{world}/train/*", "--num_experts", "2"]
+    words += ["--max_steps", "2", "--checkpointing_steps", "1", "--save_total_limit", "0", "--episodes_per_step", "2"]
+    words += ["--evaluation_episodes", "0", "--validation_episodes", "0", "--delta_lr", "0.1"]
+    assert meta_tune([*words, "--output_dir", str(folder)]) == 0
+    return folder
+
+
+def test_a_learning_curve_begins_with_the_backbone_and_has_a_point_a_checkpoint(analyse, run, tmp_path):
+    analyse("--runs", f"mine={run}")
     (curve,) = json.loads((tmp_path / "out" / "learning.json").read_text())
-    assert curve["label"] == "mine"
-    assert curve["tasks"] == [0, 2, 4]
+    assert (curve["label"], curve["tasks"]) == ("mine", [0, 2, 4])
     assert set(curve["accuracy"]) == {"id", "dev_ood"}
+
+
+def test_the_last_checkpoint_holds_what_the_run_saved(world, run):
+    def fresh(folder):
+        return load_adapter(load_backbone(world / "vit"), folder)
+
+    model, saved = fresh(run), fresh(run).state_dict()
+    learned = {name for name in saved if ".smat_" in name}
+    for name in learned:
+        model.state_dict()[name].zero_()
+    assert load_learned(model, run / "checkpoint-1") == 2
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert load_learned(model, run / "checkpoint-2") == 4
+    assert all(torch.equal(model.state_dict()[name], saved[name]) for name in learned)
+    assert any(not torch.equal(first[name], saved[name]) for name in learned)
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(adapters, world, run):
+    other = load_adapter(load_backbone(world / "vit"), adapters / "one")
+    with pytest.raises(CheckpointError, match="is of another model or adapter"):
+        load_learned(other, run / "checkpoint-1")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +107,7 @@ def test_a_learning_curve_begins_with_the_backbone_and_has_a_point_a_checkpoint(
         ((), "nothing to draw: name an ADAPTER, --runs or --sweep"),
         (("{adapters}/lora",), "is no SMAT adapter"),
         (("{adapters}/nowhere",), "cannot load model"),
+        (("{world}/vit",), "is no adapter: there is no adapter_config.json"),
         (("--runs", "a={adapters}/two", "a={adapters}/two"), "--runs must have different labels"),
         (("--runs", "a={adapters}/two"), "holds no checkpoints; train with --save_total_limit 0"),
         (("--sweep", "{adapters}/sweep.csv"), "there is no sweep"),
@@ -94,11 +115,14 @@ def test_a_learning_curve_begins_with_the_backbone_and_has_a_point_a_checkpoint(
         (("{adapters}/two", "--ways", "1"), "--ways must be at least 2"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(analyse, adapters, words, message):
-    assert message in " ".join(analyse(*(word.format(adapters=adapters) for word in words), status=2).split())
+def test_what_cannot_be_drawn_is_said(analyse, adapters, world, words, message):
+    assert message in analyse(*(word.format(adapters=adapters, world=world) for word in words), status=2)
 
 
-def test_nothing_is_drawn_where_domains_are_missing(adapters, tmp_path, capsys):
+def test_nothing_is_drawn_where_domains_are_missing(adapters, world, tmp_path, capsys):
     assert main([str(adapters / "two"), "--output_dir", str(tmp_path / "out")]) == 2
     assert "name the domains to draw tasks from" in capsys.readouterr().err
+    few = ["--shots", "1", "--id_domains", f"folder:{world}/train/green", "--output_dir", str(tmp_path / "out")]
+    assert main([str(adapters / "two"), *few]) == 2
+    assert "compare domains; only green has enough classes" in capsys.readouterr().err
     assert not written(tmp_path / "out")

@@ -1,8 +1,11 @@
-"""A picture of ID and OOD accuracy over sparsity and number of experts."""
+"""ID and OOD accuracy over sparsity and number of experts: what a sweep found, as a table on disk and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,17 +13,89 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from smat_peft.evaluation.plots import MARKERS, picture
-from smat_peft.evaluation.sweep_results import SweepCell, best_rates
+from smat_peft.errors import DataError
+from smat_peft.evaluation.analysis.pictures import MARKERS, picture
 
 ACCURACIES = {"id_accuracy": "ID accuracy, %", "dev_ood_accuracy": "dev-OOD accuracy, %"}
 POINT_SIZE = 22  # square points
 
 
+@dataclass(frozen=True)
+class SweepCell:
+    """One run of a sweep. Accuracies and sparsities are shares from 0 to 1; intervals are 95 %, over episodes.
+
+    Attributes:
+        target_sparsity: Wanted of each expert.
+        num_experts: M.
+        delta_lr: Learning rate of delta.
+        seed: Of training.
+        validation_score: What rates are chosen by: mean of the last accuracies on validation and on dev-OOD episodes.
+        id_accuracy: Average over ID domains.
+        id_half_width: Half its interval.
+        dev_ood_accuracy: Average over dev-OOD domains.
+        dev_ood_half_width: Half its interval.
+        sparsity: Of the gates as they are evaluated, mean over experts.
+        merged_sparsity: Share of scalars that no expert changes.
+        training_seconds: What the run took.
+    """
+
+    target_sparsity: float
+    num_experts: int
+    delta_lr: float
+    seed: int
+    validation_score: float
+    id_accuracy: float
+    id_half_width: float
+    dev_ood_accuracy: float
+    dev_ood_half_width: float
+    sparsity: float
+    merged_sparsity: float
+    training_seconds: float
+
+
+def best_rates(cells: Iterable[SweepCell]) -> list[SweepCell]:
+    """Of runs that differ by their learning rate alone, the one of the best validation score."""
+    best: dict[tuple[float, int, int], SweepCell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.validation_score):
+        best[cell.target_sparsity, cell.num_experts, cell.seed] = cell
+    return list(best.values())
+
+
+def write_sweep(cells: Iterable[SweepCell], path: Path) -> None:
+    """Write cells as CSV, in the order of their settings."""
+    ordered = sorted(cells, key=dataclasses.astuple)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in dataclasses.fields(SweepCell)])
+        writer.writerows([f"{value:.6g}" for value in dataclasses.astuple(cell)] for cell in ordered)
+
+
+def read_sweep(path: Path) -> list[SweepCell]:
+    """Read what [`write_sweep`] wrote.
+
+    Raises:
+        DataError: There is no such file, or it is no such table, or an empty one.
+    """
+    types: dict[str, type] = {
+        field.name: int if field.type == "int" else float for field in dataclasses.fields(SweepCell)
+    }
+    if not path.is_file():
+        raise DataError(f"there is no sweep {path}; make one with examples/sweep.py")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        cells = [SweepCell(**{name: types[name](text) for name, text in row.items()}) for row in rows]
+    except (csv.Error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a table that examples/sweep.py wrote: {error}") from error
+    if not cells:
+        raise DataError(f"{path} holds no finished run yet")
+    return cells
+
+
 def draw_sweep(cells: Sequence[SweepCell], path: Path) -> None:
     """ID and dev-OOD accuracy over sparsity, a line for each number of experts, and one against the other.
 
-    Of the learning rates that a cell tried, the best one ([`~smat_peft.evaluation.sweep_results.best_rates`]). Several
+    Of the learning rates that a cell tried, the best one ([`best_rates`]). Several
     seeds are drawn as points around the line of their mean; of a single one the bars are 95 % intervals.
     """
     cells = best_rates(cells)

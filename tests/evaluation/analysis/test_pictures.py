@@ -8,19 +8,16 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from smat_peft.evaluation.alignment_measuring import Alignment
-from smat_peft.evaluation.alignment_plots import draw_alignment
-from smat_peft.evaluation.analysis import LAYER_TYPES, Capacity
-from smat_peft.evaluation.capacity_plots import draw_capacity_by_depth, draw_capacity_by_layer_type
-from smat_peft.evaluation.learning_measuring import LearningCurve
-from smat_peft.evaluation.learning_plots import draw_learning_curves
-from smat_peft.evaluation.overlap_plots import Overlap, draw_overlap
-from smat_peft.evaluation.plots import write_numbers
-from smat_peft.evaluation.selection_measuring import Selection
-from smat_peft.evaluation.selection_plots import draw_selection
+from smat_peft.evaluation.analysis.alignment import Alignment, draw_alignment
+from smat_peft.evaluation.analysis.capacity import Capacity, draw_capacity_by_depth, draw_capacity_by_layer_type
+from smat_peft.evaluation.analysis.layers import LAYER_TYPES
+from smat_peft.evaluation.analysis.learning import LearningCurve, draw_learning_curves
+from smat_peft.evaluation.analysis.overlap import Overlap, draw_overlap
+from smat_peft.evaluation.analysis.pictures import write_numbers
+from smat_peft.evaluation.analysis.selection import draw_selection
+from smat_peft.evaluation.analysis.sweep import SweepCell, draw_sweep
+from smat_peft.evaluation.routing import Routing
 from smat_peft.evaluation.statistics import Estimate
-from smat_peft.evaluation.sweep_plots import draw_sweep
-from smat_peft.evaluation.sweep_results import SweepCell
 
 RANDOM = np.random.default_rng(0)
 
@@ -33,10 +30,13 @@ def capacities(parts, experts):
     return [Capacity(part, 10**number, RANDOM.random(experts)) for number, part in enumerate(parts)]
 
 
-def selection(domains, experts):
-    weights = RANDOM.dirichlet(np.ones(experts), domains)
-    roles = [("id", "dev_ood")[number % 2] for number in range(domains)]
-    return Selection(names(domains), roles, weights, weights / 10)
+def draw_choices(weights, path):
+    roles = {name: ("id", "dev_ood")[number % 2] for number, name in enumerate(weights)}
+    draw_selection(Routing(weights), roles, path)
+
+
+def choices(domains, experts):
+    return {name: RANDOM.dirichlet(np.ones(experts), 3) for name in names(domains)}
 
 
 def overlap(experts):
@@ -46,7 +46,7 @@ def overlap(experts):
 
 def alignment(domains, experts):
     cosines = RANDOM.uniform(-0.2, 0.6, (2, 1 + experts, domains, domains))
-    return Alignment(names(domains), *(cosines + cosines.swapaxes(2, 3)) / 2, 8)
+    return Alignment(names(domains), *(cosines + cosines.swapaxes(2, 3)) / 2)
 
 
 def curves(count):
@@ -73,8 +73,8 @@ PICTURES = {
     "capacity of one layer type": (draw_capacity_by_layer_type, capacities(LAYER_TYPES[:1], 2)),
     "depth": (draw_capacity_by_depth, capacities(BLOCKS, 8)),
     "depth of stages": (draw_capacity_by_depth, capacities(STAGES, 16)),
-    "selection": (draw_selection, selection(20, 16)),
-    "selection of two": (draw_selection, selection(2, 2)),
+    "selection": (draw_choices, choices(20, 16)),
+    "selection of two": (draw_choices, choices(2, 2)),
     "overlap": (draw_overlap, overlap(16)),
     "overlap of two": (draw_overlap, overlap(2)),
     "alignment": (draw_alignment, alignment(20, 16)),
@@ -158,8 +158,8 @@ def test_the_numbers_of_a_picture_are_json_without_what_json_does_not_know(tmp_p
 
 
 def test_domains_that_choose_alike_are_neighbours(tmp_path, figures):
-    weights = np.array([[0.9, 0.1], [0.1, 0.9], [0.8, 0.2]])
-    draw_selection(Selection(["a", "b", "c"], ["id", "dev_ood", "id"], weights, weights), tmp_path / "picture")
+    weights = {"a": [[1, 0], [0.8, 0.2]], "b": [[0.1, 0.9]], "c": [[0.8, 0.2]]}
+    draw_choices({name: np.array(each) for name, each in weights.items()}, tmp_path / "picture")
     labels = [label.get_text() for label in figures[-1].axes[1].get_yticklabels()]
     assert abs(labels.index("a (ID)") - labels.index("c (ID)")) == 1
     assert "b (dev-OOD)" in labels

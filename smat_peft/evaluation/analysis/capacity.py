@@ -1,21 +1,66 @@
-"""Pictures of where experts are open: by layer type and by depth."""
+"""Where experts are open: the share of open gates by layer type and by depth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from smat_peft.evaluation.analysis import Array, Capacity
-from smat_peft.evaluation.plots import BLUE, SKY, VERMILION, picture
+from smat_peft.evaluation.analysis.gates import OpenGates
+from smat_peft.evaluation.analysis.layers import LAYER_TYPES, block_labels, layer_type
+from smat_peft.evaluation.analysis.pictures import BLUE, SKY, VERMILION, Array, picture
 
 OPEN = "open gates, % of weights"
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """How open the experts are in one part of the backbone.
+
+    Attributes:
+        part: A layer type or a block.
+        size: Number of scalars of the part.
+        shares: Share of them that is open, by expert, `[M]`.
+    """
+
+    part: str
+    size: int
+    shares: Array
+
+
+def capacity_by_layer_type(gates: Sequence[OpenGates]) -> list[Capacity]:
+    """Share of open gates by what parameters are for."""
+    found = capacities(gates, [layer_type(each.name, each.owner) for each in gates])
+    return sorted(found, key=lambda capacity: LAYER_TYPES.index(capacity.part))
+
+
+def capacity_by_depth(gates: Sequence[OpenGates]) -> list[Capacity]:
+    """Share of open gates by block, from the image to the feature."""
+    return capacities(gates, block_labels(each.name for each in gates))
+
+
+def capacities(gates: Sequence[OpenGates], parts: Sequence[str]) -> list[Capacity]:
+    """Share of open gates by part of the backbone, in the order in which the parts first occur.
+
+    Weighted by their sizes, an expert's shares average to 1 minus its sparsity.
+
+    Args:
+        gates: Of each parameter.
+        parts: The part that each of them belongs to.
+    """
+    found = []
+    for part in dict.fromkeys(parts):
+        inside = [each for each, its_part in zip(gates, parts, strict=True) if its_part == part]
+        size = sum(each.size for each in inside)
+        found.append(Capacity(part, size, np.sum([each.together.diagonal() for each in inside], axis=0) / size))
+    return found
+
+
 def draw_capacity_by_layer_type(parts: Sequence[Capacity], path: Path) -> None:
-    """Share of open gates by layer type, from [`capacities`]: experts, their mean, one standard deviation."""
+    """Share of open gates by layer type: experts, their mean, one standard deviation."""
     total = sum(part.size for part in parts)
     with picture(path, height=1.0 + 0.24 * len(parts)) as figure:
         axes = figure.subplots()
@@ -28,7 +73,7 @@ def draw_capacity_by_layer_type(parts: Sequence[Capacity], path: Path) -> None:
 
 
 def draw_capacity_by_depth(parts: Sequence[Capacity], path: Path) -> None:
-    """Share of open gates by block, from [`capacities`]: experts, their mean, one standard deviation."""
+    """Share of open gates by block: experts, their mean, one standard deviation."""
     labels = [part.part for part in parts]
     with picture(path, height=2.8) as figure:
         axes = figure.subplots()

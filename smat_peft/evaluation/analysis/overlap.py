@@ -1,29 +1,42 @@
-"""A picture of how much the regions that experts open have in common."""
+"""How much the regions that experts open have in common, beside what chance would give."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from smat_peft.evaluation.analysis import Array, pairs
-from smat_peft.evaluation.plots import BLUE, ORANGE, VERMILION, heat_map, picture
+from smat_peft.evaluation.analysis.gates import OpenGates
+from smat_peft.evaluation.analysis.pictures import BLUE, ORANGE, VERMILION, Array, heat_map, pairs, picture
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Intersection over union of two experts' open scalars, `[M, M]` each.
+    """Intersection over union of two experts' open scalars, `[M, M]` each; 1 on the diagonals.
 
     Attributes:
-        measured: Of the experts.
+        measured: Of the experts. Two that open nothing are the same, too.
         random: Expected of random masks as dense as they are.
-        random_by_parameter: The same for masks as dense as they are in each parameter.
+        random_by_parameter: The same for masks as dense as they are in each parameter: what is above `random` comes
+            from experts being dense in the same parameters, and what is measured above it from the same scalars there.
     """
 
     measured: Array
     random: Array
     random_by_parameter: Array
+
+
+def measure_overlap(gates: Sequence[OpenGates]) -> Overlap:
+    """Overlap of all pairs of experts, and what it would be by chance."""
+    sizes = np.array([[each.size] for each in gates], dtype=np.float64)  # [parameters, 1]
+    counts = np.stack([each.together.diagonal() for each in gates])  # [parameters, M]
+    return Overlap(
+        measured=_intersection_over_union(np.sum([each.together for each in gates], axis=0), counts.sum(0)),
+        random=_expected(counts.sum(0, keepdims=True), sizes.sum(0, keepdims=True)),
+        random_by_parameter=_expected(counts, sizes),
+    )
 
 
 def draw_overlap(overlap: Overlap, path: Path) -> None:
@@ -56,3 +69,15 @@ def draw_overlap(overlap: Overlap, path: Path) -> None:
             xlim=(-0.5, 2.7),
         )
         strips.grid(axis="y", alpha=0.3)
+
+
+def _expected(counts: Array, sizes: Array) -> Array:
+    """For independent masks with `counts` `[parts, M]` of `sizes` `[parts, 1]` scalars open."""
+    together = counts.T @ (counts / sizes)
+    np.fill_diagonal(together, counts.sum(0))
+    return _intersection_over_union(together, counts.sum(0))
+
+
+def _intersection_over_union(together: Array, counts: Array) -> Array:
+    union = counts[:, None] + counts[None, :] - together
+    return np.divide(together, union, out=np.ones_like(together), where=union > 0)

@@ -1,4 +1,4 @@
-"""How good a run was after how many training tasks, by the checkpoints that it kept."""
+"""How good runs were after how many training tasks, by the checkpoints that they kept."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from smat_peft.errors import CheckpointError
+from smat_peft.evaluation.analysis.pictures import COLOURS, MARKERS, picture
 from smat_peft.evaluation.predictors import BACKBONE, Predictor, prototype_predictor
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
-from smat_peft.evaluation.records import Role
+from smat_peft.evaluation.records import ROLE_TITLES, Role
 from smat_peft.evaluation.statistics import Estimate
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
 from smat_peft.meta_tuning.trainer import MODEL
 from smat_peft.tuner.tasks import adapter_router, has_experts
 
 KEEP_CHECKPOINTS = "--save_total_limit 0 --checkpointing_steps 20"
+LINES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,28 @@ def load_learned(model: nn.Module, folder: Path) -> int:
                 raise CheckpointError(f"{folder} is of another model or adapter: this one has no {name}")
             own[name].copy_(tensors[name])
     return int(state["step"] * state["arguments"]["episodes_per_step"])
+
+
+def draw_learning_curves(curves: Sequence[LearningCurve], path: Path) -> None:
+    """Accuracy with its 95 % interval over the number of training tasks, a panel for each role."""
+    roles = list(curves[0].accuracy)
+    with picture(path, height=3.0) as figure:
+        panels = figure.subplots(1, len(roles), squeeze=False)[0]
+        for role, axes in zip(roles, panels, strict=True):
+            for number, curve in enumerate(curves):
+                colour = COLOURS[number % len(COLOURS)]
+                estimates = curve.accuracy[role]
+                mean, low, high = (
+                    100 * np.array([getattr(estimate, name) for estimate in estimates])
+                    for name in ("mean", "low", "high")
+                )
+                style, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
+                axes.fill_between(curve.tasks, low, high, color=colour, alpha=0.12, linewidth=0)
+                axes.plot(curve.tasks, mean, style, marker=marker, color=colour, markersize=3.5, label=curve.label)
+            axes.axhline(mean[0], color="grey", linewidth=0.8, linestyle=":", label="backbone")
+            name = "ID, validation classes" if role == "id" else ROLE_TITLES[role]
+            axes.set(title=name, xlabel="training tasks", ylabel="query accuracy, %")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.grid(alpha=0.3)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))

@@ -1,0 +1,52 @@
+"""Which gates of an adapter are open, parameter by parameter, as they are evaluated (METHOD 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from smat_peft.evaluation.analysis.pictures import Array
+from smat_peft.experts.gates import BLOCK, by_expert, gate_sigmoid, stretch
+from smat_peft.tuner.tasks import active_adapter, adapter_gates
+
+
+@dataclass(frozen=True)
+class OpenGates:
+    """The gates of one parameter of the backbone.
+
+    Attributes:
+        name: Full name of the parameter.
+        owner: Class of the module that owns it.
+        size: Number of its scalars.
+        together: How many scalars are open in expert i and in expert j, `[M, M]`; on the diagonal, open in expert i.
+    """
+
+    name: str
+    owner: str
+    size: int
+    together: Array
+
+
+@torch.no_grad()
+def read_open_gates(model: nn.Module) -> list[OpenGates]:
+    """The active adapter's gates, in the backbone's order."""
+    adapter, found = active_adapter(model), []
+    for layer, name, gates in adapter_gates(model, adapter):
+        size = layer.smat_delta[adapter][name].numel()
+        together = open_together(gates, layer.gate_temperature(adapter, training=False))
+        scalars_a_gate = size / gates[0].numel()
+        owner = type(layer.get_base_layer()).__name__
+        found.append(OpenGates(layer.full_name(name), owner, size, scalars_a_gate * together))
+    return found
+
+
+def open_together(logits: Tensor, temperature: float) -> Array:
+    """How many gates `[M, *gate_shape]` are above 0 in expert i and in expert j, `[M, M]`."""
+    experts = by_expert(logits)
+    together = torch.zeros(len(experts), len(experts), dtype=torch.float64)
+    for block in experts.split(BLOCK, dim=1):
+        is_open = (stretch(gate_sigmoid(block, temperature)) > 0).float()  # sums of a block are exact in 32 bits
+        together += (is_open @ is_open.T).cpu()
+    return together.numpy()

@@ -21,7 +21,7 @@ Each picture is written as PDF and PNG with its numbers as JSON beside. Of an ad
 Of runs (--runs) that kept their checkpoints (--save_total_limit 0 --checkpointing_steps 20):
 
   learning   accuracy over the number of training tasks, on validation classes of the training domains and on dev-OOD
-             domains, with 95 % intervals
+             domains, with 95 % intervals; and how many tasks each run takes to the accuracy that another ends with
 
 Of a sweep (--sweep, by examples/sweep.py):
 
@@ -57,7 +57,7 @@ from smat_peft.evaluation.analysis.capacity import (
     draw_capacity_by_layer_type,
 )
 from smat_peft.evaluation.analysis.gates import read_open_gates
-from smat_peft.evaluation.analysis.learning import draw_learning_curves, measure_learning_curve
+from smat_peft.evaluation.analysis.learning import draw_learning_curves, measure_learning_curve, reached, reached_table
 from smat_peft.evaluation.analysis.overlap import draw_overlap, measure_overlap
 from smat_peft.evaluation.analysis.pictures import write_numbers
 from smat_peft.evaluation.analysis.selection import draw_selection
@@ -165,8 +165,10 @@ def _draw_runs(arguments: argparse.Namespace, folder: Path) -> None:
             domains, drawn_from = _episodes(arguments, model, backbone)
         settings = {"episodes": arguments.episodes, **drawn_from}
         curves.append(measure_learning_curve(label, model, run_dir, domains, **settings))
+    levels = reached(curves)
     draw_learning_curves(curves, folder / "learning")
-    _keep(folder / "learning", curves)
+    _keep(folder / "learning", {"curves": curves, "reached": levels})
+    print(reached_table(levels))
 
 
 def _load(adapter: str, backbone: str | None) -> tuple[nn.Module, str]:

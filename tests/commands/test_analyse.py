@@ -74,10 +74,14 @@ def run(world, tmp_path_factory):
 
 
 def test_a_learning_curve_begins_with_the_backbone_and_has_a_point_a_checkpoint(analyse, run, tmp_path):
-    analyse("--runs", f"mine={run}")
-    (curve,) = json.loads((tmp_path / "out" / "learning.json").read_text())
+    printed = analyse("--runs", f"mine={run}")
+    numbers = json.loads((tmp_path / "out" / "learning.json").read_text())
+    (curve,) = numbers["curves"]
     assert (curve["label"], curve["tasks"]) == ("mine", [0, 2, 4])
     assert set(curve["accuracy"]) == {"id", "dev_ood"}
+    assert [each["role"] for each in numbers["reached"]] == ["id", "dev_ood"]
+    assert numbers["reached"][0]["level"] == pytest.approx(curve["accuracy"]["id"][-1]["mean"])
+    assert "| mine, dev-OOD " in printed
 
 
 def test_the_last_checkpoint_holds_what_the_run_saved(world, run):

@@ -19,6 +19,7 @@ from smat_peft.evaluation.predictors import BACKBONE, Predictor, prototype_predi
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import ROLE_TITLES, Role
 from smat_peft.evaluation.statistics import Estimate
+from smat_peft.evaluation.tables import render_table
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
 from smat_peft.meta_tuning.trainer import MODEL
 from smat_peft.tuner.tasks import adapter_router, has_experts
@@ -40,6 +41,28 @@ class LearningCurve:
     label: str
     tasks: list[int]
     accuracy: Mapping[Role, list[Estimate]]
+
+    def first_at(self, role: Role, level: float) -> int | None:
+        """The number of training tasks at which the mean is first at a level, or None where it never is."""
+        means = (estimate.mean for estimate in self.accuracy[role])
+        return next((tasks for tasks, mean in zip(self.tasks, means, strict=True) if mean >= level), None)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When runs are at the accuracy that one of them ends with.
+
+    Attributes:
+        end_of: Label of that one.
+        role: Of the domains.
+        level: Its last mean accuracy, a share from 0 to 1.
+        tasks: Number of training tasks at which each run is first there, by label; None where it never is.
+    """
+
+    end_of: str
+    role: Role
+    level: float
+    tasks: dict[str, int | None]
 
 
 def measure_learning_curve(
@@ -95,6 +118,27 @@ def load_learned(model: nn.Module, folder: Path) -> int:
                 raise CheckpointError(f"{folder} is of another model or adapter: this one has no {name}")
             own[name].copy_(tensors[name])
     return int(state["step"] * state["arguments"]["episodes_per_step"])
+
+
+def reached(curves: Sequence[LearningCurve]) -> list[Reached]:
+    """When each run is first at the accuracy that each other one ends with, by role."""
+    return [
+        Reached(end.label, role, level, {curve.label: curve.first_at(role, level) for curve in curves})
+        for end in curves
+        for role in end.accuracy
+        for level in [end.accuracy[role][-1].mean]
+    ]
+
+
+def reached_table(levels: Sequence[Reached]) -> str:
+    """A row for each level, a column for each run."""
+    labels = list(levels[0].tasks)
+    rows = [
+        [f"{level.end_of}, {ROLE_TITLES[level.role]}", f"{100 * level.level:.1f}"]
+        + ["not reached" if tasks is None else str(tasks) for tasks in level.tasks.values()]
+        for level in levels
+    ]
+    return render_table(["training tasks until the end of", "%", *labels], rows, "<>" + ">" * len(labels), "markdown")
 
 
 def draw_learning_curves(curves: Sequence[LearningCurve], path: Path) -> None:

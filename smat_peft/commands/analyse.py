@@ -21,7 +21,8 @@ Each picture is written as PDF and PNG with its numbers as JSON beside. Of an ad
 Of runs (--runs) that kept their checkpoints (--save_total_limit 0 --checkpointing_steps 20):
 
   learning   accuracy over the number of training tasks, on validation classes of the training domains and on dev-OOD
-             domains, with 95 % intervals; and how many tasks each run takes to the accuracy that another ends with
+             domains, with 95 % intervals; and how many tasks each run takes to the accuracy that another ends with.
+             Records are kept in learning_records: what was measured is not measured again
 
 Of a sweep (--sweep, by examples/sweep.py):
 
@@ -68,6 +69,7 @@ from smat_peft.evaluation.routing import Routing
 from smat_peft.few_shot.loading import backbone_of, load_adapter, load_backbone
 from smat_peft.tuner.tasks import adapter_config, has_experts
 
+RECORDS = "learning_records"
 PICTURES = ("capacity", "depth", "overlap", "selection", "alignment")
 OF_SEVERAL = {"overlap", "selection"}  # a single expert has nothing to show in them
 OF_EPISODES = {"selection", "alignment"}
@@ -163,8 +165,9 @@ def _draw_runs(arguments: argparse.Namespace, folder: Path) -> None:
         model, backbone = _load(str(run_dir), arguments.model_name_or_path)
         if not domains:
             domains, drawn_from = _episodes(arguments, model, backbone)
-        settings = {"episodes": arguments.episodes, **drawn_from}
-        curves.append(measure_learning_curve(label, model, run_dir, domains, **settings))
+        kept = {"output_dir": folder / RECORDS, "settings": {"backbone": backbone}}
+        episodes = {"episodes": arguments.episodes, **drawn_from, **kept}
+        curves.append(measure_learning_curve(label, model, run_dir, domains, **episodes))
     levels = reached(curves)
     draw_learning_curves(curves, folder / "learning")
     _keep(folder / "learning", {"curves": curves, "reached": levels})

@@ -11,6 +11,7 @@ from smat_peft.commands.analyse import PICTURES, main
 from smat_peft.commands.meta_tune import main as meta_tune
 from smat_peft.errors import CheckpointError
 from smat_peft.evaluation.analysis.learning import load_learned
+from smat_peft.evaluation.predictors import ModelPredictor
 from smat_peft.few_shot.loading import load_adapter, load_backbone
 
 
@@ -82,6 +83,14 @@ def test_a_learning_curve_begins_with_the_backbone_and_has_a_point_a_checkpoint(
     assert [each["role"] for each in numbers["reached"]] == ["id", "dev_ood"]
     assert numbers["reached"][0]["level"] == pytest.approx(curve["accuracy"]["id"][-1]["mean"])
     assert "| mine, dev-OOD " in printed
+
+
+def test_checkpoints_that_were_measured_are_not_measured_again(analyse, run, tmp_path, monkeypatch):
+    analyse("--runs", f"mine={run}")
+    before = (tmp_path / "out" / "learning.json").read_text()
+    monkeypatch.setattr(ModelPredictor, "__call__", lambda *_: pytest.fail("measured again"))
+    analyse("--runs", f"mine={run}")
+    assert (tmp_path / "out" / "learning.json").read_text() == before
 
 
 def test_the_last_checkpoint_holds_what_the_run_saved(world, run):

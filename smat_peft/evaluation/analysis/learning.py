@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import ROLE_TITLES, Role
 from smat_peft.evaluation.statistics import Estimate
 from smat_peft.evaluation.tables import render_table
-from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
+from smat_peft.meta_tuning.checkpoints import MANIFEST, checkpoints, load_checkpoint
 from smat_peft.meta_tuning.trainer import MODEL
 from smat_peft.tuner.tasks import adapter_router, has_experts
 
@@ -66,7 +67,13 @@ class Reached:
 
 
 def measure_learning_curve(
-    label: str, model: nn.Module, run_dir: Path, domains: Sequence[EvaluationDomain], **settings: Any
+    label: str,
+    model: nn.Module,
+    run_dir: Path,
+    domains: Sequence[EvaluationDomain],
+    *,
+    settings: Mapping[str, Any],
+    **episodes: Any,
 ) -> LearningCurve:
     """Evaluate all checkpoints of a run on the same episodes, without a gradient step (METHOD 6).
 
@@ -75,7 +82,9 @@ def measure_learning_curve(
         model: Its backbone with its adapter, whose values are overwritten.
         run_dir: The run's output directory.
         domains: Domains to measure: of validation classes and dev-OOD.
-        settings: Further arguments of [`evaluate`].
+        settings: What the records depend on beside the checkpoint: the backbone.
+        episodes: Further arguments of [`evaluate`]. With its `output_dir` what was measured is not measured again; nor
+            is the backbone, for another run.
 
     Raises:
         CheckpointError: There are no checkpoints, or not of this adapter.
@@ -84,18 +93,18 @@ def measure_learning_curve(
     if not folders:
         raise CheckpointError(f"{run_dir} holds no checkpoints; train with {KEEP_CHECKPOINTS}")
 
-    def measure(predictor: Predictor) -> dict[Role, Estimate]:
-        evaluation = evaluate({label: predictor}, domains, progress=False, **settings)
-        return {role: evaluation.average_accuracy(label, role) for role in evaluation.roles}
+    def measure(name: str, predictor: Predictor, **made_of: str) -> dict[Role, Estimate]:
+        own = {**settings, **made_of}
+        evaluation = evaluate({name: predictor}, domains, progress=False, settings=own, **episodes)
+        return {role: evaluation.average_accuracy(name, role) for role in evaluation.roles}
 
     with tqdm(total=1 + len(folders), desc=f"checkpoints of {label}", unit="checkpoint", disable=None) as bar:
-        bar.set_postfix_str(BACKBONE)
-        tasks, measured = [0], [measure(prototype_predictor(model, "none"))]
+        tasks, measured = [0], [measure(BACKBONE, prototype_predictor(model, "none"))]
         for folder in folders:
             bar.update()
-            bar.set_postfix_str(folder.name)
             tasks.append(load_learned(model, folder))
-            measured.append(measure(prototype_predictor(model)))
+            digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+            measured.append(measure(f"{label} {folder.name}", prototype_predictor(model), checkpoint=digest))
         bar.update()
     return LearningCurve(label, tasks, {role: [each[role] for each in measured] for role in measured[0]})
 

@@ -7,8 +7,8 @@
 
 Each picture is written as PDF and PNG with its numbers as JSON beside. Of an adapter:
 
-  capacity   share of open gates by layer type (attention, MLP, norms, biases, embeddings): the mean over experts, its
-             standard deviation, each expert. Where does the adapter spend its weights?
+  capacity   share of open gates by layer type (attention, MLP, norms, biases, embeddings): each expert, their mean
+             and their range. Where does the adapter spend its weights?
   depth      the same by block of the backbone
   overlap    intersection over union of the weights that two experts open, beside that of random masks of equal
              density. Are experts different?

@@ -60,7 +60,7 @@ def capacities(gates: Sequence[OpenGates], parts: Sequence[str]) -> list[Capacit
 
 
 def draw_capacity_by_layer_type(parts: Sequence[Capacity], path: Path) -> None:
-    """Share of open gates by layer type: experts, their mean, one standard deviation."""
+    """Share of open gates by layer type: experts, their mean and their range."""
     total = sum(part.size for part in parts)
     with picture(path, height=1.0 + 0.24 * len(parts)) as figure:
         axes = figure.subplots()
@@ -73,7 +73,7 @@ def draw_capacity_by_layer_type(parts: Sequence[Capacity], path: Path) -> None:
 
 
 def draw_capacity_by_depth(parts: Sequence[Capacity], path: Path) -> None:
-    """Share of open gates by block: experts, their mean, one standard deviation."""
+    """Share of open gates by block: experts, their mean and their range."""
     labels = [part.part for part in parts]
     with picture(path, height=2.8) as figure:
         axes = figure.subplots()
@@ -101,9 +101,9 @@ def _draw(axes: Axes, parts: Sequence[Capacity], upright: bool) -> None:
     name = f"each of {experts} experts" if experts > 1 else "the expert"
     axes.plot(*along(scattered, shares.ravel()), "o", color=SKY, markersize=2.5, alpha=0.8, label=name)
     if experts > 1:
-        spread = {"yerr" if upright else "xerr": shares.std(1, ddof=1)}
         mean = shares.mean(1)
-        label = "mean ± standard deviation over experts"
+        spread = {"yerr" if upright else "xerr": [mean - shares.min(1), shares.max(1) - mean]}
+        label = "mean, lowest and highest of the experts"
         axes.errorbar(*along(places, mean), fmt="D", color=BLUE, markersize=4, capsize=2, label=label, **spread)
     sizes = np.array([part.size for part in parts])
     overall = float(sizes @ shares.mean(1) / sizes.sum())

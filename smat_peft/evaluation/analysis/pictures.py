@@ -78,7 +78,7 @@ def heat_map(
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 dark = value < (lowest + highest) / 2
-                text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3g}"
+                text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.1f}"
                 size = 6 if len(columns) <= 8 else 5
                 axes.text(column, row, text, ha="center", va="center", size=size, color="w" if dark else "k")
     return image

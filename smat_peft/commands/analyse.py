@@ -125,6 +125,8 @@ def _draw_adapter(arguments: argparse.Namespace, folder: Path) -> None:
     model, backbone = _load(arguments.adapter, arguments.model_name_or_path)
     if not has_experts(model):
         raise ConfigurationError(f"{arguments.adapter} is no SMAT adapter: it has no experts to draw")
+    if adapter_config(model).packed is not None:
+        raise ConfigurationError(f"{arguments.adapter} is packed and has no gate logits; draw what it was packed from")
     wanted = set(arguments.pictures)
     if adapter_config(model).num_experts == 1:
         for name in sorted(wanted & OF_SEVERAL):

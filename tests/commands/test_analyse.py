@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from smat_peft import SMATConfig
+from smat_peft import SMATConfig, pack_adapter
 from smat_peft.commands.analyse import PICTURES, main
 from smat_peft.commands.meta_tune import main as meta_tune
 from smat_peft.errors import CheckpointError
@@ -26,6 +26,7 @@ def adapters(world, tmp_path_factory):
         ("lora", LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)),
     ):
         get_peft_model(load_backbone(world / "vit"), config).save_pretrained(folder / name)
+    pack_adapter(load_adapter(load_backbone(world / "vit"), folder / "two"), folder / "packed")
     return folder
 
 
@@ -120,6 +121,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(adapters, world, run):
         ((), "nothing to draw: name an ADAPTER, --runs or --sweep"),
         (("{adapters}/lora",), "is no SMAT adapter"),
         (("{adapters}/nowhere",), "cannot load model"),
+        (("{adapters}/packed",), "is packed and has no gate logits"),
         (("{world}/vit",), "is no adapter: there is no adapter_config.json"),
         (("--runs", "a={adapters}/two", "a={adapters}/two"), "--runs must have different labels"),
         (("--runs", "a={adapters}/two"), "holds no checkpoints; train with --save_total_limit 0"),

@@ -164,8 +164,8 @@ def draw_alignment(alignment: Alignment, path: Path) -> None:
 
 def _own_weights(model: nn.Module) -> dict[str, Tensor]:
     """The backbone's own weights that the active adapter changes, by name."""
-    own = tasks.adapter_gates(model, tasks.active_adapter(model))
-    return {layer.full_name(name): getattr(layer.get_base_layer(), name) for layer, name, _ in own}
+    own = tasks.adapted_parameters(model, tasks.active_adapter(model))
+    return {layer.full_name(name): getattr(layer.get_base_layer(), name) for layer, name in own}
 
 
 @torch.no_grad()

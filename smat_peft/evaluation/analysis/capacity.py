@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -102,7 +103,7 @@ def _draw(axes: Axes, parts: Sequence[Capacity], upright: bool) -> None:
     axes.plot(*along(scattered, shares.ravel()), "o", color=SKY, markersize=2.5, alpha=0.8, label=name)
     if experts > 1:
         mean = shares.mean(1)
-        spread = {"yerr" if upright else "xerr": [mean - shares.min(1), shares.max(1) - mean]}
+        spread: Any = {"yerr" if upright else "xerr": [mean - shares.min(1), shares.max(1) - mean]}
         label = "mean, lowest and highest of the experts"
         axes.errorbar(*along(places, mean), fmt="D", color=BLUE, markersize=4, capsize=2, label=label, **spread)
     sizes = np.array([part.size for part in parts])

@@ -34,11 +34,9 @@ def read_open_gates(model: nn.Module) -> list[OpenGates]:
     """The active adapter's gates, in the backbone's order."""
     adapter, found = active_adapter(model), []
     for layer, name, gates in adapter_gates(model, adapter):
-        size = layer.smat_delta[adapter][name].numel()
-        together = open_together(gates, layer.gate_temperature(adapter, training=False))
-        scalars_a_gate = size / gates[0].numel()
-        owner = type(layer.get_base_layer()).__name__
-        found.append(OpenGates(layer.full_name(name), owner, size, scalars_a_gate * together))
+        owner = layer.get_base_layer()
+        together = open_together(gates, layer.gate_temperature(adapter, training=False)) * layer.covered(adapter, name)
+        found.append(OpenGates(layer.full_name(name), type(owner).__name__, getattr(owner, name).numel(), together))
     return found
 
 

@@ -117,7 +117,7 @@ def draw_sweep(cells: Sequence[SweepCell], path: Path) -> None:
                 against.scatter(*points, s=POINT_SIZE, marker=marker, color=shades(place))
         for axes, title in zip(curves, ACCURACIES.values(), strict=True):
             axes.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g}" for sparsity in sparsities])
-            axes.set(xlabel="target sparsity of each expert, %", ylabel=title)
+            axes.set(xlabel="target sparsity, %", ylabel=title)
             axes.grid(alpha=0.3)
         for place, sparsity in enumerate(sparsities):
             label = f"{100 * sparsity:g} % sparse"

@@ -154,10 +154,11 @@ def draw_alignment(alignment: Alignment, path: Path) -> None:
         )
 
         matrices = {state: getattr(alignment, state)[0] for state in STATES}
-        limits = {"vmin": min(map(np.nanmin, matrices.values())), "vmax": max(map(np.nanmax, matrices.values()))}
+        largest = max(np.nanmax(np.abs(matrix)) for matrix in matrices.values())
+        signed = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}  # white is orthogonal
         axes = below.subplots(1, len(STATES), sharey=True)
         for place, (state, (title, _, _)) in zip(axes, STATES.items(), strict=True):
-            image = heat_map(place, matrices[state], alignment.domains, alignment.domains, figures=False, **limits)
+            image = heat_map(place, matrices[state], alignment.domains, alignment.domains, figures=False, **signed)
             place.set_title(f"delta, {title}")
         below.colorbar(image, ax=axes, label="cosine")
 

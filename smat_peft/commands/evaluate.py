@@ -55,6 +55,7 @@ from smat_peft.few_shot.adaptation import PROTOTYPE
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
 from smat_peft.few_shot.fine_tuning import KINDS, Adaptation
 from smat_peft.few_shot.learning_rate import default_learning_rate
+from smat_peft.files import replacing, write_text
 
 RECORDS, REPORT, TABLES, PICTURE = "records", "report.json", "report.md", "accuracies.png"
 BLIND = "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains)."
@@ -202,9 +203,10 @@ def _report(evaluations: dict[str, Evaluation], arguments: argparse.Namespace) -
         "settings": {name: str(value) for name, value in vars(arguments).items()},
         "versions": {name: version(name) for name in ("smat_peft", "torch", "peft", "transformers")},
     }
-    (folder / TABLES).write_text(tables("markdown"), encoding="utf-8")
-    (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
-    plot_accuracies(evaluations, folder / PICTURE)
+    write_text(folder / TABLES, tables("markdown"))
+    write_text(folder / REPORT, json.dumps(report, indent=1))
+    with replacing(folder / PICTURE) as path:
+        plot_accuracies(evaluations, path)
     print(f"\n{tables('text')}\nEverything is in {folder}")
 
 

@@ -7,7 +7,6 @@ temperature, and its reliability by domain.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from smat_peft.errors import CheckpointError
 from smat_peft.evaluation.calibration import Calibration, Reliability
 from smat_peft.evaluation.records import Evaluation, Record
+from smat_peft.files import replacing
 
 FORMAT_VERSION = 1
 METADATA = b"smat_peft"
@@ -75,10 +75,7 @@ def write_records(folder: str | Path, evaluation: Evaluation) -> list[Path]:
         names = {record.predictor for record in records}
         if len(names) > 1:
             raise CheckpointError(f"{' and '.join(sorted(names))} would share the file {path.name}; rename one")
-        try:
-            _write(path, records, evaluation)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+        _write(path, records, evaluation)
     return list(by_file)
 
 
@@ -120,12 +117,9 @@ def _write(path: Path, records: Sequence[Record], evaluation: Evaluation) -> Non
         },
     }
     table = pa.Table.from_pylist([asdict(record) for record in records], SCHEMA)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(scratch, SCHEMA, **COMPACT) as writer:
+    with replacing(path) as partial, pq.ParquetWriter(partial, SCHEMA, **COMPACT) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({METADATA: json.dumps(about)})
-    scratch.replace(path)
 
 
 def _read(path: Path) -> Evaluation:

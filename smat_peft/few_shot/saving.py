@@ -30,6 +30,7 @@ from smat_peft.errors import CheckpointError
 from smat_peft.few_shot.adaptation import AdaptedTask, task_features
 from smat_peft.few_shot.backbone import device_of, on_device, root_of
 from smat_peft.few_shot.loading import load_backbone
+from smat_peft.files import replacing, write_text
 from smat_peft.tuner.layer import SMATLayer
 from smat_peft.tuner.routing import SMATRouter
 
@@ -55,6 +56,8 @@ class SavedClassifier:
 def write_classifier(folder: Path, saved: SavedClassifier, model: nn.Module) -> None:
     """Write a classifier into a folder, over another one if need be. The description, written last, makes it whole.
 
+    Each of both files is written whole or not at all.
+
     Raises:
         CheckpointError: The folder cannot be written to.
     """
@@ -76,12 +79,9 @@ def write_classifier(folder: Path, saved: SavedClassifier, model: nn.Module) -> 
         "settings": saved.settings,
         "sha256": hashlib.sha256(packed).hexdigest(),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / TENSORS).write_bytes(packed)
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot save a classifier to {folder}: {error.strerror}") from error
+    with replacing(folder / TENSORS) as path:
+        path.write_bytes(packed)
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=1))
 
 
 def read_classifier(

@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.errors import ConfigurationError
+from smat_peft.files import replacing
 from smat_peft.sharing.eval_results import hub_data_set
 
 TAGS = ("smat", "few-shot-learning", "meta-learning")
@@ -164,7 +165,8 @@ def write_model_card(
         settings=_plain(settings),
     )
     path = folder / "README.md"
-    card.save(path)
+    with replacing(path) as partial:
+        card.save(partial)
     return path
 
 

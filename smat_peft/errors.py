@@ -2,7 +2,13 @@
 
 
 class SmatError(ValueError):
-    """Something a user can mend; the message says what is wrong and what would be right."""
+    """Something a user can mend; the message says what is wrong and what would be right.
+
+    Attributes:
+        exit_status: What a command that ends with it returns; argparse's own for wrong arguments.
+    """
+
+    exit_status = 2
 
 
 class ConfigurationError(SmatError):
@@ -19,3 +25,9 @@ class CheckpointError(SmatError):
 
 class HubError(SmatError):
     """A repository of the Hub that cannot be written to."""
+
+
+class RunStoppedError(SmatError):
+    """A run that a signal has stopped, after a checkpoint."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -111,6 +111,10 @@ class LaunchArguments:
     mixed_precision: str | None = field(
         default=None, metadata={"help": "The launcher's by default.", "choices": ["no", "fp16", "bf16"]}
     )
+    replay_episodes: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Print the losses of training episodes of these numbers, as of the checkpoint; do no more."},
+    )
     report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers, such as tensorboard or wandb."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads a process; all cores by default."})
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})

@@ -6,9 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from smat_peft.errors import SmatError
-
-USAGE_ERROR = 2  # argparse's own status for wrong arguments
+from smat_peft.errors import RunStoppedError, SmatError
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -16,10 +14,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Run a command; an error that the user can mend is one line on stderr, and the exit status says so."""
+    """Run a command; an error that the user can mend is one line on stderr, and the exit status says so.
+
+    A run that was stopped is no error: what to do is all that its line says.
+    """
     try:
         command(argv)
     except SmatError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        print(error if isinstance(error, RunStoppedError) else f"error: {error}", file=sys.stderr)
+        return error.exit_status
     return 0

@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from smat_peft.commands.methods import METHODS
 from smat_peft.commands.plan import format_plan
 from smat_peft.commands.protocol import check_training, load_protocol, with_enough_classes
 from smat_peft.commands.recipe import leading_recipes, recipe_words
+from smat_peft.commands.replay import check_replay, format_replay
 from smat_peft.commands.share import Sharing
 from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.fixed import FixedEpisodes
@@ -61,9 +63,12 @@ from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import Evaluation
 from smat_peft.evaluation.report import format_report, report_as_dict
 from smat_peft.few_shot.loading import load_adapter, load_backbone
+from smat_peft.files import replacing, write_text
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import refuse_other_run
-from smat_peft.meta_tuning.trainer import MetaTrainer, create_accelerator
+from smat_peft.meta_tuning.lock import output_lock
+from smat_peft.meta_tuning.processes import create_accelerator
+from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.sharing.eval_results import write_eval_results
 from smat_peft.sharing.model_card import write_model_card
 from smat_peft.tuner.tasks import has_experts, merged_sparsity, sparsity
@@ -96,14 +101,25 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def meta_tune(argv: Sequence[str]) -> None:
-    """Plan, train, save, evaluate, report."""
-    arguments, model_arguments, data, launch, sharing_arguments = every = parse(argv)
+    """Plan, train, save, evaluate, report; from the first look at the output directory to the last, it is locked."""
+    every = parse(argv)
+    arguments, launch = every[0], every[3]
     output_dir = Path(arguments.output_dir)
-    sharing = Sharing(sharing_arguments, output_dir)
+    sharing = Sharing(every[4], output_dir)
+    accelerator = _create_accelerator(launch, output_dir)
+    with ExitStack() as held:
+        if accelerator.is_main_process and output_dir.is_dir():
+            held.enter_context(output_lock(output_dir))
+        _meta_tune(every, sharing, accelerator, held)
+
+
+def _meta_tune(every: Arguments, sharing: Sharing, accelerator: Accelerator, held: ExitStack) -> None:
+    arguments, model_arguments, data, launch, _ = every
+    output_dir = sharing.output_dir
+    check_replay(launch.replay_episodes)
     if not arguments.resume_from_checkpoint:
         refuse_other_run(output_dir)
         _refuse_to_overwrite(output_dir)
-    accelerator = _create_accelerator(launch, output_dir)
     threads = launch.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     set_seed(arguments.seed)
@@ -120,6 +136,9 @@ def meta_tune(argv: Sequence[str]) -> None:
         raise ConfigurationError(f"--method {model_arguments.method} needs --validation_episodes to choose by")
     measured = with_enough_classes(entries) if data.evaluation_episodes else []
     trainer = MetaTrainer(model, arguments, train, validation, accelerator=accelerator)
+    if launch.replay_episodes:
+        accelerator.print(format_replay(trainer, launch.replay_episodes))
+        return
     plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, measured, threads)
     accelerator.print(plan)
     if launch.dry_run:
@@ -127,6 +146,7 @@ def meta_tune(argv: Sequence[str]) -> None:
 
     make_output_dir(output_dir)
     if accelerator.is_main_process:
+        held.enter_context(output_lock(output_dir))
         sharing.open_repositories()
     if launch.report_to:
         settings = vars(arguments) | vars(model_arguments) | vars(data)
@@ -139,7 +159,8 @@ def meta_tune(argv: Sequence[str]) -> None:
         figures["training_seconds"] = time.perf_counter() - started
         trainer.save_model()
         if trainer.log:
-            plot_curves(trainer.log, output_dir / CURVES)
+            with replacing(output_dir / CURVES) as path:
+                plot_curves(trainer.log, path)
         evaluation = _evaluate(model, measured, data, model_arguments, transform, validation, cache)
         if evaluation is not None:
             accelerator.print("\n" + format_report(evaluation))
@@ -269,7 +290,7 @@ def _write_results(
         "versions": {name: version(name) for name in ("smat_peft", "torch", "peft", "transformers", "accelerate")},
         "log": trainer.log,
     }
-    (output_dir / METRICS).write_text(json.dumps(results, indent=1))
+    write_text(output_dir / METRICS, json.dumps(results, indent=1))
     if not has_experts(model):
         return  # PEFT has left its own card
     model_arguments = arguments[1]

@@ -61,9 +61,10 @@ class MetaTuningArguments:
     router_z_weight: float = _argument(1e-4, "Weight of the router's logits' mean square; 0: without.")
 
     validation_steps: int = _argument(500, "Validate every so many updates, and at the end; 0: never.")
-    checkpointing_steps: int = _argument(500, "Write a checkpoint every so many updates; 0: never.")
+    checkpointing_steps: int = _argument(500, "Write a checkpoint every so many updates; 0: only when stopped.")
     save_total_limit: int | None = _argument(2, "Checkpoints to keep; 0: all.")
     resume_from_checkpoint: str | None = _argument(None, "'latest', or the folder of a checkpoint, to go on from.")
+    resume_anyway: bool = _argument(False, "Resume also where backbone, adapter, data or arguments are not the same.")
     logging_steps: int = _argument(10, "Average and log the figures of so many updates.")
     max_skipped_steps: int = _argument(5, "Stop after so many updates in a row whose loss was not finite.")
     dataloader_num_workers: int = _argument(0, "Processes that load episodes ahead.")

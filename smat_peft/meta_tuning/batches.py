@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.errors import SmatError
+from smat_peft.meta_tuning.signals import leave_signals_to_parent
 
 
 class Episodes(Protocol):
@@ -52,6 +53,7 @@ def batches(
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
+        worker_init_fn=leave_signals_to_parent,
     )
     batch: list[Episode] = []
     for episode in loader:

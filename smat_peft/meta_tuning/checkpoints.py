@@ -1,76 +1,82 @@
 """Checkpoints of a run: whole or absent, and never a pickle.
 
-A checkpoint is a folder `checkpoint-<step>` with `tensors.safetensors`, `state.json` and, written last, a manifest with
-the size and SHA-256 of both. It is written beside its place, flushed to disk, and renamed into it.
+A checkpoint is a folder `checkpoint-<step>` with `tensors.safetensors`, `state.json` and, written last, a manifest: the
+size and SHA-256 of both, and what run it is of. It is written beside its place, flushed to disk, and renamed into it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smat_peft.errors import CheckpointError
+from smat_peft.files import REPLACED, remove_folder, replacing_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(rf"checkpoint-(\d+)({re.escape(REPLACED)})?")
 
 
-def save_checkpoint(output_dir: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of one step; returns its folder."""
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds: tensors, plain state, and the description of the run that it is of."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    run: dict[str, Any]
+
+
+def save_checkpoint(
+    output_dir: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], run: dict[str, Any] | None = None
+) -> Path:
+    """Write the checkpoint of one step, in place of another of that step; returns its folder.
+
+    Raises:
+        CheckpointError: It cannot be written. All that were there are there still.
+    """
     folder = output_dir / f"checkpoint-{step}"
-    scratch = output_dir / f".{folder.name}.{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, scratch / TENSORS)
-    (scratch / STATE).write_text(json.dumps(state))
-    files = {
-        name: {"size": (scratch / name).stat().st_size, "sha256": _digest(scratch / name)} for name in (TENSORS, STATE)
-    }
-    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
-    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for name in (TENSORS, STATE, MANIFEST):
-        _flush(scratch / name)
-    _flush(scratch)
-    if folder.exists():  # an older try at the same step
-        shutil.rmtree(folder)
-    scratch.rename(folder)
-    _flush(output_dir)
+    with replacing_folder(folder) as scratch:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, scratch / TENSORS)
+        (scratch / STATE).write_text(json.dumps(state))
+        files = {
+            name: {"size": (scratch / name).stat().st_size, "sha256": _digest(scratch / name)}
+            for name in (TENSORS, STATE)
+        }
+        manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "run": run or {}}
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return folder
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state of a checkpoint.
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """What a checkpoint holds.
 
     Raises:
-        CheckpointError: Where it is missing, of a newer format, or not what was written.
+        CheckpointError: Where it is missing, of another format, or not what was written.
     """
-    manifest_path = folder / MANIFEST
-    if not manifest_path.is_file():
+    path = folder / MANIFEST
+    if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
     try:
-        manifest = json.loads(manifest_path.read_text())
-        written_by, files = (
-            int(manifest["format_version"]),
-            {name: manifest["files"][name] for name in (TENSORS, STATE)},
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{manifest_path} is damaged; resume from another checkpoint") from error
-    if written_by > FORMAT_VERSION:
-        raise CheckpointError(f"{folder} was written by a newer smat_peft (format {written_by})")
-    for name, written in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != written["size"] or _digest(path) != written["sha256"]:
-            raise CheckpointError(f"{path} is not what was written; resume from another checkpoint")
-    return load_file(folder / TENSORS), json.loads((folder / STATE).read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        written_as, run = int(manifest["format_version"]), dict(manifest["run"])
+        written = {
+            name: (manifest["files"][name]["size"], manifest["files"][name]["sha256"]) for name in (TENSORS, STATE)
+        }
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged; resume from another checkpoint") from error
+    if written_as != FORMAT_VERSION:
+        age = "a newer" if written_as > FORMAT_VERSION else "an older"
+        raise CheckpointError(f"{folder} was written by {age} smat_peft (format {written_as}); use that to go on")
+    for name, (size, sha256) in written.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size or _digest(file) != sha256:
+            raise CheckpointError(f"{file} is not what was written; resume from another checkpoint")
+    return Checkpoint(load_file(folder / TENSORS), json.loads((folder / STATE).read_text()), run)
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:
@@ -90,15 +96,28 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    """The checkpoints in a folder, oldest first; one that was being replaced where the new one is not there yet."""
+    found: dict[int, Path] = {}
+    for path in sorted(output_dir.glob("checkpoint-*"), reverse=True):
+        if match := _NAME.fullmatch(path.name):
+            found[int(match[1])] = path  # of two of a step, the shorter name comes last
+    return [path for _, path in sorted(found.items())]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written after, by its name; -1 where that is not a checkpoint's."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
 
 
 def prune_checkpoints(output_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
+    """Remove all but the newest `keep` checkpoints.
+
+    Raises:
+        CheckpointError: One cannot be removed.
+    """
     for path in checkpoints(output_dir)[: -keep or None]:
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def refuse_other_run(output_dir: Path) -> None:
@@ -115,14 +134,21 @@ def refuse_other_run(output_dir: Path) -> None:
         )
 
 
+def refuse_to_go_back(output_dir: Path, checkpoint: Path) -> None:
+    """Refuse to resume from a checkpoint where newer ones, or those of another run, would be mixed with its own.
+
+    Raises:
+        CheckpointError: Says what to do instead.
+    """
+    if checkpoint.resolve().parent != output_dir.resolve():
+        refuse_other_run(output_dir)
+    newest = (checkpoints(output_dir) or [checkpoint])[-1]
+    if step_of(newest) > step_of(checkpoint):
+        raise CheckpointError(
+            f"{newest} is newer than {checkpoint}; resume from it, remove it, or choose another --output_dir"
+        )
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.experts.router import ExpertWeights, Router
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.chunks import Chunks
 from smat_peft.meta_tuning.immediate import immediate
 from smat_peft.meta_tuning.objective import (
     distillation_loss,
@@ -101,6 +102,7 @@ class MetaLearner(nn.Module):
         self.multipliers.requires_grad_(self.constrains_sparsity)
         self.statistics: dict[str, Tensor] = {}
         self.loss_scale = 1.0  # of a gradient scaler
+        self.chunks = Chunks(arguments.max_batch_size)
         self.train()
 
     @property
@@ -163,7 +165,8 @@ class MetaLearner(nn.Module):
             probes = [self._next_probe(episode, noise[start + n]) for n, episode in enumerate(together)]
             merged = interpolate_tasks(self.model, torch.stack([probe.routed.weights for probe in probes]))
             for episode, probe in zip(together, probes, strict=True):
-                results.append(self.episode(episode, probe, merged.pop(0)))
+                result = self.chunks.within_memory(partial(self.episode, episode, probe, merged.pop(0)), episode)
+                results.append(result)
 
         terms = {name: torch.stack([result.terms[name] for result in results]).sum() for name in results[0].terms}
         weights = torch.stack([result.routed.weights.detach() for result in results])
@@ -291,21 +294,14 @@ class MetaLearner(nn.Module):
             if self.router is not None:
                 self.router.advance_spectral_norm()
             if process == self.process_index:
-                found = self.probe(episode, uniform)
+                found = self.chunks.within_memory(partial(self.probe, episode, uniform), episode)
             if self.router is not None:
                 self.router.episodes_seen += 1
         assert found is not None
         return found
 
     def _features(self, images: Tensor) -> Tensor:
-        """Features of images, in chunks that are computed again in the backward pass where they are many."""
-        size = self.arguments.max_batch_size
-        if size is None or len(images) <= size:
-            return features(self.model, images)
-        chunks = images.split(size)
-        if not torch.is_grad_enabled():
-            return torch.cat([features(self.model, chunk) for chunk in chunks])
-        return torch.cat([checkpoint(features, self.model, chunk, use_reentrant=False) for chunk in chunks])
+        return self.chunks.features(partial(features, self.model), images)
 
     def _noise(self, episode: Episode) -> Tensor:
         draws = np.random.default_rng((self.arguments.seed, episode.index))

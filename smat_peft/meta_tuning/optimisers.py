@@ -82,30 +82,3 @@ def clamp_gates(groups: ParameterGroups) -> None:
     """Keep all gates within their limits; done once, after each update."""
     for gates in groups.gates.values():
         clamp_gates_(gates)
-
-
-def optimiser_tensors(groups: ParameterGroups, optimisers: list[Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' state by `<parameter's name>/<state's name>`, for a checkpoint."""
-    names = {id(parameter): name for name, parameter in groups.all().items()}
-    return {
-        f"{names[id(parameter)]}/{key}": value
-        for optimiser in optimisers
-        for parameter, state in optimiser.state.items()
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_optimiser_tensors(groups: ParameterGroups, optimisers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Give the optimisers the state that [`optimiser_tensors`] returned."""
-    by_parameter: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        parameter_name, _, key = name.rpartition("/")
-        by_parameter.setdefault(parameter_name, {})[key] = tensor
-    learned = groups.all()
-    for optimiser in optimisers:
-        own = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
-        for name, state in by_parameter.items():
-            parameter = learned[name]
-            if id(parameter) in own:
-                optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from smat_peft.episodes.episode import Episode
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
+from smat_peft.meta_tuning.chunks import Chunks
 from smat_peft.meta_tuning.objective import query_loss
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.tasks import evaluation_mode
@@ -36,6 +38,7 @@ class PrototypeLearner(nn.Module):
         self.arguments = arguments
         self.statistics: dict[str, Tensor] = {}
         self.loss_scale = 1.0
+        self.chunks = Chunks(arguments.max_batch_size)
         self.train()
 
     def train(self, mode: bool = True) -> PrototypeLearner:
@@ -47,7 +50,7 @@ class PrototypeLearner(nn.Module):
 
     def forward(self, episodes: Sequence[Episode], uniform: Tensor | None = None) -> dict[str, Tensor]:
         """The loss `query_ce`, summed over the episodes and divided by `episodes_per_step`."""
-        logits = [self._logits(episode) for episode in episodes]
+        logits = [self.chunks.within_memory(partial(self._logits, episode), episode) for episode in episodes]
         pairs = list(zip(logits, (episode.query_labels for episode in episodes), strict=True))
         loss = torch.stack([query_loss(found, labels) for found, labels in pairs]).sum()
         self.statistics = {"accuracy": torch.stack([_accuracy(found, labels) for found, labels in pairs]).mean()}
@@ -64,7 +67,8 @@ class PrototypeLearner(nn.Module):
         return []
 
     def _logits(self, episode: Episode) -> Tensor:
-        features = extract_features(self.model.get_base_model(), torch.cat([episode.support, episode.query]))
+        backbone = partial(extract_features, self.model.get_base_model())
+        features = self.chunks.features(backbone, torch.cat([episode.support, episode.query]))
         support, query = features.split([len(episode.support), len(episode.query)])
         prototypes = class_means(support, episode.support_labels)
         return cosine_logits(query, prototypes, self.arguments.logit_scale)

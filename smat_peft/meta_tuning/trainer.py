@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import shutil
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.fixed import FixedEpisodes
-from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
+from smat_peft.errors import ConfigurationError, RunStoppedError, SmatError
+from smat_peft.files import moving_into
+from smat_peft.meta_tuning import trial
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.batches import Episodes, batches
-from smat_peft.meta_tuning.checkpoints import (
-    checkpoints,
-    find_checkpoint,
-    load_checkpoint,
-    prune_checkpoints,
-    refuse_other_run,
-    save_checkpoint,
-)
+from smat_peft.meta_tuning.best import BestAdapter
+from smat_peft.meta_tuning.checkpoints import find_checkpoint
+from smat_peft.meta_tuning.identity import describe_run
 from smat_peft.meta_tuning.learner import MetaLearner
-from smat_peft.meta_tuning.optimisers import (
-    ParameterGroups,
-    clamp_gates,
-    clip_gradients,
-    create_optimisers,
-    load_optimiser_tensors,
-    optimiser_tensors,
-)
+from smat_peft.meta_tuning.lock import output_lock
+from smat_peft.meta_tuning.optimisers import ParameterGroups, create_optimisers
+from smat_peft.meta_tuning.processes import anywhere, create_accelerator, is_of_lost_process
 from smat_peft.meta_tuning.prototype_learner import PrototypeLearner
+from smat_peft.meta_tuning.resuming import begin_run, resume_run, save_run
+from smat_peft.meta_tuning.run_log import RunLog
 from smat_peft.meta_tuning.schedules import warmup_cosine
+from smat_peft.meta_tuning.signals import StopSignals
+from smat_peft.meta_tuning.tensors import RunTensors
+from smat_peft.meta_tuning.updates import Updates
 from smat_peft.tuner.tasks import compile_interpolation, has_experts
 
 logger = logging.getLogger(__name__)
 
-MODEL, OPTIMISER = "model/", "optimiser/"  # the two kinds of tensors in a checkpoint
-BEST = "best"  # folder of the best checkpoint so far
-# Arguments that a resumed run may change without becoming another run.
-FREE_ON_RESUME = frozenset(
-    (
-        *("output_dir", "resume_from_checkpoint", "checkpointing_steps", "save_total_limit"),
-        *("dataloader_num_workers", "dataloader_cache_mib"),
-    )
-)
 COMPILING_PAYS = 3e10  # gates x updates: some 100 s gained on two cores, for up to 40 s of compiling
 
 
@@ -107,18 +93,32 @@ class MetaTrainer:
             self.learner.config.router_temperature_episodes = self.learner.router.temperature_episodes = episodes
         self.groups = ParameterGroups(self.learner)
         optimisers = create_optimisers(self.groups, arguments)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["initial_lr"] = group["lr"]
-        self.prepared, *self.optimisers = self.accelerator.prepare(self.learner, *optimisers)
+        self.prepared = self.accelerator.prepare(self.learner)
+        self.updates = Updates(self.learner, self.prepared, self.groups, optimisers, self.accelerator, arguments)
+        self.tensors = RunTensors(self.learner, self.groups, optimisers)
         self._compile()
         self.step = 0
-        self.best_score: float | None = None
-        self.skipped = self.skipped_in_a_row = 0
-        self.log: list[dict[str, Any]] = []
-        self._window: list[dict[str, float]] = []
+        self.run_log = RunLog(self.accelerator)
+        self.best = BestAdapter(self.output_dir)
+        self.is_between_updates = True  # else what follows the last one is still to be done
+        self._resumed_from: Path | None = None
         if arguments.resume_from_checkpoint:
             self.resume(find_checkpoint(self.output_dir, arguments.resume_from_checkpoint))
+
+    @property
+    def best_score(self) -> float | None:
+        """Validation accuracy of the best adapter so far."""
+        return self.best.score
+
+    @property
+    def skipped(self) -> int:
+        """Updates that were left out."""
+        return self.updates.skipped
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """Figures by step."""
+        return self.run_log.records
 
     @property
     def output_dir(self) -> Path:
@@ -131,60 +131,35 @@ class MetaTrainer:
         """Run to `max_steps` and leave the model with the adapter that validated best; returns the log.
 
         Raises:
-            CheckpointError: Where the output directory holds another run.
-            SmatError: After `max_skipped_steps` updates in a row whose loss was not finite.
+            CheckpointError: Where the output directory holds another run, or is in use by one, or cannot be written to.
+            RunStoppedError: After SIGINT or SIGTERM, with a checkpoint of the last update.
+            SmatError: After `max_skipped_steps` updates in a row whose loss was not finite, with a checkpoint, too; or
+                where another process of the run is gone.
         """
-        arguments = self.arguments
-        if not arguments.resume_from_checkpoint:
-            refuse_other_run(self.output_dir)
-        bar = tqdm(
-            total=arguments.max_steps,
-            initial=self.step,
-            desc="Meta-tuning",
-            unit="update",
-            disable=not self.accelerator.is_local_main_process,
-        )
-        for episodes in self._batches(arguments.dataloader_num_workers):
-            self.update(episodes)
-            self.step += 1
-            bar.update()
-            if self._is_due(arguments.logging_steps):
-                bar.set_postfix_str(self._log_window())
-            if self.validation_episodes and self._is_due(arguments.validation_steps):
-                self._validate()
-            if self._is_due(arguments.checkpointing_steps):
-                self.save_checkpoint()
-        bar.close()
-        self._load_best()
+        lock = output_lock(self.output_dir) if self.accelerator.is_main_process else nullcontext()
+        with lock, StopSignals() as signals:
+            if self.accelerator.is_main_process:
+                begin_run(self, self._resumed_from)
+            try:
+                self._run(signals)
+            except RuntimeError as error:
+                if self.accelerator.num_processes == 1 or not is_of_lost_process(error):
+                    raise
+                raise SmatError(
+                    f"another process of this run is gone, in update {self.step}; go on with "
+                    f"--resume_from_checkpoint latest ({' '.join(str(error).split())})"
+                ) from error
+            if self.best.step is not None:
+                folder, tensors = self.best.load()
+                self.tensors.load_learned(tensors, folder)
         self._warn_of_failure()
         return self.log
 
     def update(self, episodes: Sequence[Episode], uniform: Tensor | None = None) -> None:
         """One update from this process's share of its episodes (METHOD 8)."""
-        factor = self.learning_rate_factor(self.step)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-        if self.accelerator.scaler is not None:
-            self.learner.loss_scale = self.accelerator.scaler.get_scale()
-        loss = torch.stack(list(self.prepared(episodes, uniform).values())).sum()
-        if not self._everywhere(torch.isfinite(loss)):
-            self._skip(episodes)
-            return
-        self.accelerator.backward(loss * self.accelerator.num_processes)  # processes' gradients are averaged
-        for optimiser in self.optimisers:
-            self.accelerator.unscale_gradients(optimiser)
-        norm = clip_gradients(self.groups, self.arguments)
-        if self.accelerator.scaler is None and not torch.isfinite(norm):
-            self._skip(episodes)
-            return
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        clamp_gates(self.groups)
-        self.skipped_in_a_row = 0
-        statistics = {name: self.learner.statistics[name].item() for name in self.learner.logged}
-        self._window.append({"loss": loss.item() * self.accelerator.num_processes} | statistics)
+        figures = self.updates(episodes, self.learning_rate_factor(self.step), uniform)
+        if figures is not None:
+            self.run_log.window.append(figures)
 
     def learning_rate_factor(self, step: int) -> float:
         """Factor of all learning rates in an update (METHOD 9)."""
@@ -195,97 +170,13 @@ class MetaTrainer:
 
     def measure_seconds(self) -> float:
         """Seconds of one update, by trying the next, or 0 where none is left; everything is left as it was."""
-        if self.step >= self.arguments.max_steps:
-            return 0.0
-        arrays = [*self.learner.buffers(), *self.groups.multipliers.values()]
-        before = [array.detach().clone() for array in arrays]
-        episodes = next(self._batches(workers=0))
-        started = time.perf_counter()
-        loss = torch.stack(list(self.prepared(episodes).values())).sum()
-        self.accelerator.backward(loss)
-        elapsed = time.perf_counter() - started
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for array, value in zip(arrays, before, strict=True):
-                array.copy_(value)
-        return elapsed
+        return trial.measure_seconds(self)
 
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Save the adapter, as PEFT does."""
-        if self.accelerator.is_main_process:
-            folder = str(output_dir or self.output_dir)
-            # no vocabulary to look after, which PEFT would ask the Hub about
-            self.learner.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+    def replay(self, numbers: Sequence[int]) -> list[trial.Replay]:
+        """What the losses of training episodes of these numbers are now; everything is left as it was."""
+        return trial.replay(self, numbers)
 
-    # ----- checkpoints -----
-
-    def save_checkpoint(self) -> None:
-        """Write everything that has state, so that a resumed run goes on as if it had not been stopped."""
-        if self.accelerator.is_main_process:
-            raw = [optimiser.optimizer for optimiser in self.optimisers]
-            tensors = self._model_tensors()
-            tensors |= {OPTIMISER + name: t for name, t in optimiser_tensors(self.groups, raw).items()}
-            state = {
-                "arguments": dataclasses.asdict(self.arguments),
-                "step": self.step,
-                "best_score": self.best_score,
-                "skipped": [self.skipped, self.skipped_in_a_row],
-                "log": self.log,
-                "window": self._window,
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            }
-            save_checkpoint(self.output_dir, self.step, tensors, state)
-            if self.arguments.save_total_limit:
-                prune_checkpoints(self.output_dir, self.arguments.save_total_limit)
-        self.accelerator.wait_for_everyone()
-
-    def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            CheckpointError: Where it is damaged, or of a run with other arguments.
-        """
-        tensors, state = load_checkpoint(folder)
-        now = dataclasses.asdict(self.arguments)
-        differing = [
-            f"{name} was {value!r}, is {now.get(name)!r}"
-            for name, value in state["arguments"].items()
-            if name not in FREE_ON_RESUME and now.get(name) != value
-        ]
-        if differing:
-            raise CheckpointError(f"{folder} is of a run with other arguments: {'; '.join(differing)}")
-        self._load_model_tensors(tensors, folder)
-        raw = [optimiser.optimizer for optimiser in self.optimisers]
-        moments = {name.removeprefix(OPTIMISER): t for name, t in tensors.items() if name.startswith(OPTIMISER)}
-        load_optimiser_tensors(self.groups, raw, moments)
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.best_score = state["step"], state["best_score"]
-        self.skipped, self.skipped_in_a_row = state["skipped"]
-        self.log, self._window = state["log"], state["window"]
-
-    def _model_tensors(self) -> dict[str, Tensor]:
-        buffers = {} if self.learner.router is None else dict(self.learner.router.named_buffers())
-        learned = self.groups.all()
-        return {MODEL + name: t.detach() for name, t in learned.items()} | {
-            f"{MODEL}router.{name}": t for name, t in buffers.items()
-        }
-
-    @torch.no_grad()
-    def _load_model_tensors(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        own = self._model_tensors()
-        unknown = sorted(name for name in tensors if name.startswith(MODEL) and name not in own)
-        if unknown:
-            raise CheckpointError(f"{folder} is of another model or adapter: this one has no {unknown[0]}")
-        for name, tensor in own.items():
-            if name not in tensors or tensors[name].shape != tensor.shape:
-                raise CheckpointError(f"{folder} is of another model or adapter: {name} is missing or of another shape")
-            tensor.copy_(tensors[name])
-
-    # ----- parts of the run -----
-
-    def _batches(self, workers: int) -> Iterator[list[Episode]]:
+    def batches(self, workers: int) -> Iterator[list[Episode]]:
         """This process's share of each update from the present step on."""
         arguments, processes = self.arguments, self.accelerator.num_processes
         first = self.step * arguments.episodes_per_step + self.accelerator.process_index
@@ -298,57 +189,110 @@ class MetaTrainer:
             device=self.accelerator.device,
         )
 
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Save the adapter, as PEFT does; each file is whole or absent.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        if self.accelerator.is_main_process:
+            with moving_into(Path(output_dir or self.output_dir)) as folder:
+                # no vocabulary to look after, which PEFT would ask the Hub about
+                self.learner.model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
+
+    # ----- checkpoints -----
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What makes this run the run it is."""
+        learner = self.learner
+        return describe_run(
+            learner.model,
+            self.tensors.frozen(),
+            self.arguments,
+            self.train_episodes,
+            self.validation_episodes,
+            self.accelerator,
+        )
+
+    def save_checkpoint(self) -> None:
+        """Write everything that has state, so that a resumed run goes on as if it had not been stopped.
+
+        Raises:
+            CheckpointError: It cannot be written. Those before it are whole.
+        """
+        save_run(self)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: Where it is damaged, or of another run, unless `resume_anyway` is set; or where the output
+                directory holds newer ones, or another run.
+        """
+        resume_run(self, folder)
+        self._resumed_from = folder
+
+    # ----- parts of the run -----
+
+    def _run(self, signals: StopSignals) -> None:
+        arguments = self.arguments
+        bar = tqdm(
+            total=arguments.max_steps,
+            initial=self.step,
+            desc="Meta-tuning",
+            unit="update",
+            disable=not self.accelerator.is_local_main_process,
+        )
+        if not self.is_between_updates:
+            self._follow_up(bar)
+        for episodes in self.batches(arguments.dataloader_num_workers):
+            self.update(episodes)
+            self.step += 1
+            self.is_between_updates = False
+            bar.update()
+            if anywhere(self.accelerator, signals.received is not None):
+                bar.close()
+                self._stop(signals)
+            self._follow_up(bar)
+        bar.close()
+
+    def _follow_up(self, bar: tqdm[Any]) -> None:
+        """Log, validate and write checkpoints where an update was the last of an interval."""
+        if self._is_due(self.arguments.logging_steps):
+            means = self.run_log.close_window(self.step)
+            bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in means.items()))
+        if self.validation_episodes and self._is_due(self.arguments.validation_steps):
+            self._validate()
+        self.is_between_updates = True
+        if self.updates.are_hopeless or self._is_due(self.arguments.checkpointing_steps):
+            self.save_checkpoint()
+        if self.updates.are_hopeless:
+            self.updates.give_up(self.step)
+
+    def _stop(self, signals: StopSignals) -> None:
+        self.save_checkpoint()
+        name = signals.received.name if signals.received else "a signal to another process"
+        raise RunStoppedError(
+            f"Stopped by {name} after update {self.step} of {self.arguments.max_steps}, with a checkpoint. "
+            "Go on with --resume_from_checkpoint latest"
+        )
+
     def _is_due(self, interval: int) -> bool:
         return interval > 0 and (self.step % interval == 0 or self.step == self.arguments.max_steps)
-
-    def _everywhere(self, flag: Tensor) -> bool:
-        return bool(self.accelerator.reduce(flag.float(), "sum") == self.accelerator.num_processes)
-
-    def _skip(self, episodes: Sequence[Episode]) -> None:
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        names = ", ".join(f"{episode.domain} {episode.index}" for episode in episodes)
-        logger.warning("update %d left out: its loss was not finite (episodes %s)", self.step, names)
-        if self.skipped_in_a_row >= self.arguments.max_skipped_steps:
-            raise SmatError(
-                f"the loss was not finite in {self.skipped_in_a_row} updates in a row, last in update {self.step} "
-                f"(episodes {names}, seed {self.arguments.seed}); lower the learning rates"
-            )
-
-    def _log_window(self) -> str:
-        if not self._window:
-            return ""
-        means = {name: sum(w[name] for w in self._window) / len(self._window) for name in self._window[0]}
-        local = torch.tensor(list(means.values()), device=self.accelerator.device)
-        reduced = self.accelerator.reduce(local, "mean").tolist()
-        record = {"step": self.step} | dict(zip(means, reduced, strict=True))
-        self._window = []
-        self.log.append(record)
-        self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=self.step)
-        return ", ".join(f"{name} {record[name]:.3f}" for name in ("loss", *self.learner.logged))
 
     def _validate(self) -> None:
         device, episodes = self.accelerator.device, self.validation_episodes
         own = range(self.accelerator.process_index, len(episodes), self.accelerator.num_processes)
         total = sum(self.learner.validate(episodes[index].to(device)) for index in own)
         score = self.accelerator.reduce(torch.tensor(total, device=device), "sum").item() / len(episodes)
-        self.log.append({"step": self.step, "validation_accuracy": score})
-        self.accelerator.log({"validation_accuracy": score}, step=self.step)
-        if self.best_score is None or score > self.best_score:
-            self.best_score = score
+        self.run_log.add(self.step, {"validation_accuracy": score})
+        if self.best.score is None or score > self.best.score:
+            self.best.score, self.best.step = score, self.step
             if self.accelerator.is_main_process:
-                best = save_checkpoint(self.output_dir / BEST, self.step, self._model_tensors(), {"score": score})
-                for worse in checkpoints(self.output_dir / BEST):  # those of a run that was begun anew, too
-                    if worse != best:
-                        shutil.rmtree(worse)
+                self.best.save(self.tensors.learned())
+                self.best.prune()
             self.accelerator.wait_for_everyone()
-
-    def _load_best(self) -> None:
-        if self.best_score is not None:
-            folder = find_checkpoint(self.output_dir / BEST, "latest")
-            self._load_model_tensors(load_checkpoint(folder)[0], folder)
 
     def _compile(self) -> None:
         """Compile what the updates of a long run have in common."""
@@ -366,13 +310,3 @@ class MetaTrainer:
             logger.warning(warning)
         if self.skipped:
             logger.warning("%d updates were left out: their loss was not finite", self.skipped)
-
-
-def create_accelerator(**settings: Any) -> Accelerator:
-    """An Accelerator whose gradient averaging suits MetaLearner; `settings` are Accelerator's own.
-
-    The learner keeps its buffers equal on all processes itself, and a gate pattern or a parameter that the feature does
-    not depend on has no gradient.
-    """
-    averaging = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
-    return Accelerator(kwargs_handlers=[averaging], **settings)

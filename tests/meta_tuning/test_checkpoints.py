@@ -22,7 +22,9 @@ from smat_peft.meta_tuning.checkpoints import (
 
 
 def save(folder: Path, step: int = 1) -> Path:
-    return save_checkpoint(folder, step, {"weight": torch.arange(6.0).view(2, 3).T}, {"step": step, "log": [0.1]})
+    return save_checkpoint(
+        folder, step, {"weight": torch.arange(6.0).view(2, 3).T}, {"step": step, "log": [0.1]}, {"seed": 7}
+    )
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -34,9 +36,10 @@ def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) ->
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     assert folder == tmp_path / "checkpoint-3"
-    tensors, state = load_checkpoint(folder)
+    tensors, state, run = load_checkpoint(folder)
     assert torch.equal(tensors["weight"], torch.arange(6.0).view(2, 3).T)
     assert state == {"step": 3, "log": [0.1]}
+    assert run == {"seed": 7}
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
@@ -69,7 +72,7 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 1, "files": {}}', "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2, "files": {}, "run": {}}', "\x00", "[" * 9999])
 def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
     folder = save(tmp_path)
     (folder / "manifest.json").write_text(text)
@@ -77,10 +80,11 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
         load_checkpoint(folder)
 
 
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (3, "a newer")])
+def test_another_format_is_refused(tmp_path: Path, version: int, age: str) -> None:
     folder = save(tmp_path)
-    change_manifest(folder, lambda manifest: manifest.update(format_version=2))
-    with pytest.raises(CheckpointError, match=r"newer smat_peft \(format 2\)"):
+    change_manifest(folder, lambda manifest: manifest.update(format_version=version))
+    with pytest.raises(CheckpointError, match=rf"{age} smat_peft \(format {version}\)"):
         load_checkpoint(folder)
 
 
@@ -98,7 +102,7 @@ def test_where_there_is_none_the_latest_is_an_error_that_says_what_to_do(tmp_pat
             find_checkpoint(folder, "latest")
 
 
-def test_what_a_crash_leaves_while_writing_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
 
     def crash(*_: Any) -> None:
@@ -108,7 +112,7 @@ def test_what_a_crash_leaves_while_writing_is_no_checkpoint(tmp_path: Path, monk
         patch.setattr(Path, "rename", crash)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2)
-    assert len(list(tmp_path.iterdir())) == 2  # the first checkpoint, and all of the second beside its place
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-1"
     save(tmp_path, 2)
     assert load_checkpoint(find_checkpoint(tmp_path, "latest"))[1]["step"] == 2

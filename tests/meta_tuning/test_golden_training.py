@@ -162,4 +162,6 @@ def test_the_state_after_each_update_is_the_golden_one(updates: int, tmp_path: P
     momentum = section(golden, "momentum")
     for name, parameter in adapter_parameters(trainer.learner.model)["delta"].items():
         if momentum and not name.endswith("k_proj.bias"):
-            assert distance(trainer.optimisers[0].state[parameter]["momentum_buffer"], momentum[name]) < 2e-5, name
+            assert distance(trainer.updates.optimisers[0].state[parameter]["momentum_buffer"], momentum[name]) < 2e-5, (
+                name
+            )

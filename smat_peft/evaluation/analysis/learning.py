@@ -22,7 +22,7 @@ from smat_peft.evaluation.records import ROLE_TITLES, Role
 from smat_peft.evaluation.statistics import Estimate
 from smat_peft.evaluation.tables import render_table
 from smat_peft.meta_tuning.checkpoints import MANIFEST, checkpoints, load_checkpoint
-from smat_peft.meta_tuning.trainer import MODEL
+from smat_peft.meta_tuning.tensors import MODEL
 from smat_peft.tuner.tasks import adapter_router, has_experts
 
 KEEP_CHECKPOINTS = "--save_total_limit 0 --checkpointing_steps 20"
@@ -116,7 +116,7 @@ def load_learned(model: nn.Module, folder: Path) -> int:
     Raises:
         CheckpointError: The checkpoint is damaged, or of another model or adapter.
     """
-    tensors, state = load_checkpoint(folder)
+    tensors, state, run = load_checkpoint(folder)
     own: dict[str, Tensor] = {f"{MODEL}model.{name}": parameter for name, parameter in model.named_parameters()}
     router = adapter_router(model) if has_experts(model) else None
     if router is not None:
@@ -126,7 +126,7 @@ def load_learned(model: nn.Module, folder: Path) -> int:
             if name not in own or own[name].shape != tensors[name].shape:
                 raise CheckpointError(f"{folder} is of another model or adapter: this one has no {name}")
             own[name].copy_(tensors[name])
-    return int(state["step"] * state["arguments"]["episodes_per_step"])
+    return int(state["step"] * run["arguments"]["episodes_per_step"])
 
 
 def reached(curves: Sequence[LearningCurve]) -> list[Reached]:

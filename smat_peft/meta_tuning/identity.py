@@ -1,0 +1,157 @@
+"""What makes a run the run it is, as plain data for its checkpoints: it is resumed with the same, or told otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from platform import python_version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from smat_peft.episodes.domain import Domain
+from smat_peft.episodes.fixed import FixedEpisodes
+from smat_peft.episodes.folders import ImageFiles
+from smat_peft.episodes.sampling import EpisodeSampler
+from smat_peft.meta_tuning.arguments import MetaTuningArguments
+
+ENVIRONMENT = "environment"  # what may change, at the price of rounding
+LIBRARIES = ("smat_peft", "torch", "peft", "transformers", "accelerate", "safetensors", "numpy")
+# Arguments that a resumed run may change without becoming another run.
+FREE_ARGUMENTS = frozenset(
+    (
+        *("output_dir", "resume_from_checkpoint", "resume_anyway", "checkpointing_steps", "save_total_limit"),
+        *("dataloader_num_workers", "dataloader_cache_mib", "max_skipped_steps"),
+    )
+)
+# Of configurations: where a model lay and what wrote it does not change what it computes.
+FREE_SETTINGS = frozenset(
+    (
+        *("_name_or_path", "transformers_version", "base_model_name_or_path", "revision", "peft_version"),
+        *("inference_mode", "auto_mapping"),
+    )
+)
+DESCRIBED_EPISODES = 32  # enough that other ways, shots, seeds or weights of domains show
+SHOWN = 60  # characters of a value in a message
+
+
+def describe_run(
+    model: nn.Module,
+    frozen: Mapping[str, Tensor],
+    arguments: MetaTuningArguments,
+    train: object,
+    validation: object,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """All that a run's result depends on, for the manifest of its checkpoints.
+
+    Args:
+        model: What is trained.
+        frozen: Its tensors that the run does not change; they are read once, as a whole.
+        arguments: Arguments of meta-tuning.
+        train: Training episodes; of those of an [`EpisodeSampler`] it is known what they are.
+        validation: Validation episodes; the same of [`FixedEpisodes`].
+        accelerator: Says how the run is done.
+    """
+    adapters: Mapping[str, Any] = getattr(model, "peft_config", {})
+    config: Any = getattr(model, "config", None)
+    described = {
+        "arguments": dataclasses.asdict(arguments),
+        "adapter": {name: _settings(adapter.to_dict()) for name, adapter in adapters.items()},
+        "backbone": {
+            "configuration": _digest(_settings(config.to_dict() if hasattr(config, "to_dict") else {})),
+            "weights": fingerprint(frozen),
+        },
+        "training data": _describe_episodes(train),
+        "validation data": _describe_episodes(validation),
+        "precision": {"mixed_precision": accelerator.mixed_precision},
+        ENVIRONMENT: {
+            **{name: version(name) for name in LIBRARIES},
+            "python": python_version(),
+            "device": accelerator.device.type,
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+        },
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(described, default=_plain))
+    return plain
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What of two descriptions is not the same, a phrase each: first what makes them other runs, then the rest."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for section in now:
+        was, is_ = (dict(_flat(described.get(section, {}))) for described in (before, now))
+        for name in [*was, *(name for name in is_ if name not in was)]:
+            if was.get(name) != is_.get(name) and not (section == "arguments" and name in FREE_ARGUMENTS):
+                phrase = f"{section}: {name} was {_shown(was.get(name))}, is {_shown(is_.get(name))}"
+                found[section == ENVIRONMENT].append(phrase)
+    return found
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, types and shapes, wherever they are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _describe_episodes(episodes: object) -> dict[str, Any]:
+    if isinstance(episodes, FixedEpisodes):
+        described = [_describe_episodes(sampler) for sampler in episodes.samplers]
+        return {"episodes of each domain": episodes.episodes_each, "samplers": described}
+    if not isinstance(episodes, EpisodeSampler):
+        return {}
+    drawn = [dataclasses.asdict(episodes.describe(index)) for index in range(DESCRIBED_EPISODES)]
+    return {
+        "domains": {domain.name: _describe_domain(domain, episodes) for domain in episodes.domains},
+        "split": episodes.split,
+        "transform": str(episodes.transform),
+        "ways, shots, queries and draws": _digest(drawn),
+    }
+
+
+def _describe_domain(domain: Domain, episodes: EpisodeSampler) -> dict[str, Any]:
+    images = {name: domain.images(episodes.split, name) for name in domain.classes(episodes.split)}
+    files = {name: [path.name for path in of.places] for name, of in images.items() if isinstance(of, ImageFiles)}
+    return {
+        "augmentation": sorted(domain.augment) if episodes.augment else [],
+        "classes": len(images),
+        "images": sum(len(of_class) for of_class in images.values()),
+        "names of classes": _digest(list(images)),
+        "images of each class": _digest({name: len(of_class) for name, of_class in images.items()}),
+        "names of files": _digest(files),
+    }
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=_plain, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        inner = dict(enumerate(value)) if isinstance(value, list) and any(isinstance(v, dict) for v in value) else value
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -284,7 +284,7 @@ class MetaTrainer:
     def _validate(self) -> None:
         device, episodes = self.accelerator.device, self.validation_episodes
         own = range(self.accelerator.process_index, len(episodes), self.accelerator.num_processes)
-        total = sum(self.learner.validate(episodes[index].to(device)) for index in own)
+        total = float(sum(self.learner.validate(episodes[index].to(device)) for index in own))  # of no episode, too
         score = self.accelerator.reduce(torch.tensor(total, device=device), "sum").item() / len(episodes)
         self.run_log.add(self.step, {"validation_accuracy": score})
         if self.best.score is None or score > self.best.score:

@@ -1,5 +1,5 @@
 # `make check` runs what CI runs, in the environment that is active.
-.PHONY: check lint types test peft-suite
+.PHONY: check lint types test peft-suite soak
 
 check: lint types test
 
@@ -16,3 +16,7 @@ test:
 # PEFT's own tests against SMATConfig; minutes, and fetches PEFT's source distribution the first time.
 peft-suite:
 	python tests/peft_suite/run.py
+
+# 200 updates of the demo, killed 20 times; half an hour. Fewer: make soak SOAK="--updates 30 --kills 5"
+soak:
+	python tests/faults/soak.py $(SOAK)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,13 @@ from smat_peft.commands.classify import main as classify
 from smat_peft.commands.meta_tune import main
 from smat_peft.episodes import folders
 from smat_peft.episodes.folders import read_image
+from smat_peft.meta_tuning.lock import output_lock
 from smat_peft.meta_tuning.trainer import MetaTrainer
+from tests.faults.small_run import in_another_run
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = "adapter_model.safetensors"
+TERMS = ["query_ce", "query_kd", "router_z", "sparsity", "lagrangian"]
 TINY = {
     "max_steps": 4,
     "episodes_per_step": 2,
@@ -251,6 +255,50 @@ def test_an_interrupted_run_ends_with_the_same_adapter_and_figures(trained, worl
     resumed, undisturbed = metrics(run), metrics(output)
     assert resumed["settings"].pop("checkpointing_steps") != undisturbed["settings"].pop("checkpointing_steps")
     assert resumed == undisturbed
+
+
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(trained, world, tmp_path, monkeypatch, capsys):
+    output, run = trained[0], tmp_path / "run"
+    update = MetaTrainer.update
+
+    def signalled(self: MetaTrainer, *arguments: Any) -> None:
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrainer, "update", signalled)
+        assert main(words(world, run)) == 75
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == (
+        "Stopped by SIGTERM after update 3 of 4, with a checkpoint. Go on with --resume_from_checkpoint latest"
+    )
+    assert sorted(path.name for path in run.iterdir()) == ["best", "checkpoint-2", "checkpoint-3"]
+    assert main(words(world, run, resume_from_checkpoint="latest")) == 0
+    assert (run / ADAPTER).read_bytes() == (output / ADAPTER).read_bytes()
+    assert metrics(run) == metrics(output)
+
+
+def test_training_episodes_are_replayed_as_of_a_checkpoint(trained, world, tmp_path, capsys):
+    run = Path(shutil.copytree(trained[0], tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    resumed = words(world, run, resume_from_checkpoint="latest")
+    assert main([*resumed, "--replay_episodes", "2", "7"]) == 0
+    titles, _, *rows = capsys.readouterr().out.splitlines()
+    assert titles.split() == ["episode", "domain", "ways", "support", "query", *TERMS, "gradient", "norm"]
+    assert [row.split()[0] for row in rows] == ["2", "7"]
+    assert all(float(number) == pytest.approx(float(number)) for row in rows for number in row.split()[2:])
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+    assert main([*resumed, "--replay_episodes", "-1"]) == 2
+    assert "--replay_episodes are numbers of episodes from 0 on, got -1" in capsys.readouterr().err
+
+
+def test_a_run_in_the_folder_of_one_that_goes_on_is_refused(trained, world, tmp_path, capfd):
+    run = Path(shutil.copytree(trained[0], tmp_path / "run"))
+    for more in ({}, {"resume_from_checkpoint": "latest"}):
+        with output_lock(run):
+            assert in_another_run(lambda more=more: main(words(world, run, **more))) == 2
+        assert f"error: {run} is in use by another run (process {os.getpid()} on " in capfd.readouterr().err
 
 
 def test_a_run_that_is_done_can_be_resumed_to_evaluate_it_again(trained, world, tmp_path):

@@ -205,9 +205,12 @@ def test_a_checkpoint_of_another_method_is_one_error(failure, world, tmp_path, m
         patch.setattr(MetaTrainer, "train", TRAIN)
         usual = ["--model_name_or_path", world / "vit", "--train_domains", f"folder:{world}/train/*", "--threads", 1]
         assert main([str(word) for word in [*usual, "--num_experts", 2, "--output_dir", folder, *settings]]) == 0
-    for other in (["--method", "dense-teachers"], ["--num_experts", 3]):
-        resume = ["--output_dir", folder, "--resume_from_checkpoint", "latest", *settings]
-        assert "is of another model or adapter" in failure(*resume, *other)
+    resume = ["--output_dir", folder, "--resume_from_checkpoint", "latest", *settings]
+    assert "is of another run: adapter: default.num_experts was 2, is 1" in failure(
+        *resume, "--method", "dense-teachers"
+    )
+    assert "is of another run: adapter: default.num_experts was 2, is 3" in failure(*resume, "--num_experts", 3)
+    assert "is of another model or adapter" in failure(*resume, "--num_experts", 3, "--resume_anyway")
 
 
 def test_half_precision_where_there_is_none_is_one_error(failure, monkeypatch):

@@ -18,6 +18,7 @@ from transformers import ViTConfig, ViTModel
 
 from smat_peft import MetaTrainer, MetaTuningArguments, SMATConfig
 from smat_peft.episodes.episode import Episode
+from smat_peft.meta_tuning import lock
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
 
 WAYS, SHOTS = 3, 2
@@ -124,6 +125,16 @@ def in_a_process(work: Callable[[], int]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_another_run(work: Callable[[], int]) -> int:
+    """The same, in a process that holds no locks."""
+
+    def run() -> int:
+        lock._held.clear()
+        return work()
+
+    return in_a_process(run)
 
 
 def kill() -> None:

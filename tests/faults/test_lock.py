@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from smat_peft.errors import CheckpointError
 from smat_peft.meta_tuning.lock import output_lock
-from tests.faults.small_run import in_a_process, kill, make_trainer, resume
+from tests.faults.small_run import in_a_process, in_another_run, kill, make_trainer, resume
 
 
 def from_another_process(folder: Path) -> str:
@@ -28,22 +27,10 @@ def from_another_process(folder: Path) -> str:
             os.write(writing, str(error).encode())
         return 0
 
-    forget_held(ask)
+    assert in_another_run(ask) == 0
     os.close(writing)
     with os.fdopen(reading) as file:
         return file.read()
-
-
-def forget_held(work: Callable[[], int]) -> None:
-    """Run something in a process that holds nothing itself."""
-
-    def run() -> int:
-        from smat_peft.meta_tuning import lock
-
-        lock._held.clear()
-        return work()
-
-    assert in_a_process(run) == 0
 
 
 def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
@@ -70,7 +57,7 @@ def test_the_second_run_writes_nothing_and_clears_nothing_up(tmp_path: Path) -> 
 
     with output_lock(folder):
         before = sorted(folder.rglob("*"))
-        forget_held(second)
+        assert in_another_run(second) == 0
         assert sorted(folder.rglob("*")) == before
     resume(folder, max_steps=1).train()
     assert not (folder / ".partial-1-checkpoint-2").exists()

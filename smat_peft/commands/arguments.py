@@ -41,6 +41,9 @@ class ModelArguments:
     )
     num_experts: int = field(default=8, metadata={"help": "Experts, of methods with a router."})
     target_sparsity: float = field(default=0.9, metadata={"help": "Share of gates to close, each expert's own."})
+    gate_granularity: str = field(
+        default="element", metadata={"help": "A gate per element, or structured: per input column or output channel."}
+    )
     gate_init_std: float = field(default=0.5, metadata={"help": "Standard deviation of the first gate logits."})
     gate_eval: str = field(
         default="reference", metadata={"help": "Gates of evaluation: the reference's, or those of train(ing)."}

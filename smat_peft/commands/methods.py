@@ -51,6 +51,7 @@ def _experts(backbone: nn.Module, arguments: ModelArguments, pattern: str = "lea
         num_experts=arguments.num_experts,
         target_sparsity=arguments.target_sparsity,
         sparsity_pattern=pattern,
+        gate_granularity=arguments.gate_granularity,
         gate_init_std=arguments.gate_init_std,
         gate_eval=arguments.gate_eval,
         router_pooling=arguments.router_pooling,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.overlap import shared_content
+from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.evaluation.protocol import EvaluationDomain
 from smat_peft.evaluation.records import ROLE_TITLES
 from smat_peft.evaluation.tables import render_table
 from smat_peft.meta_tuning.learner import MetaLearner
+from smat_peft.meta_tuning.memory import kept_by_image, memory_of_update
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.tuner.tasks import adapted_size
 
-BYTES = 4  # delta, gates and their gradients are 32-bit
+BYTES = 4  # what is learned is 32-bit
 
 
 def format_plan(
@@ -30,25 +34,34 @@ def format_plan(
     if isinstance(learner, MetaLearner):
         experts, size = learner.config.num_experts, adapted_size(learner.model)
         kind = f"{experts} {'expert' if experts == 1 else 'experts'} over {_count(size)} parameters"
-        moments = size
     else:
-        kind, moments = "of another method", 2 * learned
-    state = BYTES * (2 * learned + moments)  # values, gradients and the optimiser's moments
+        kind = "of another method"
     seconds = trainer.measure_seconds()
     left = (arguments.max_steps - trainer.step) * seconds
     precision = accelerator.mixed_precision
     lines = [
         f"Backbone   {backbone}, images {transform.size[1]} x {transform.size[0]}",
-        f"Adapter    {kind}: {_count(learned)} learned values, {_bytes(BYTES * learned)}; "
-        f"with gradients and moments {_bytes(state)}",
+        f"Adapter    {kind}: {_count(learned)} learned values, {_bytes(BYTES * learned)}",
         f"Run        {arguments.max_steps} updates of {arguments.episodes_per_step} episodes, seed {arguments.seed}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} with {threads} threads, precision {precision}",
+        _memory(trainer, transform),
         f"Time       {seconds:.2f} s an update without loading images, {_duration(left)} for training",
         "",
         _domain_table(entries),
     ]
     notes = _what_is_left_out(trainer, entries, measured) + _what_is_shared(trainer, entries)
     return "\n".join([*lines, "", *notes] if notes else lines)
+
+
+def _memory(trainer: MetaTrainer, transform: ImageTransform) -> str:
+    """What a process needs in an update of the largest episode."""
+    accelerator, learner, episodes = trainer.accelerator, trainer.learner, trainer.train_episodes
+    count = sum(episodes.largest) if isinstance(episodes, EpisodeSampler) else 0
+    with accelerator.autocast():
+        kept = kept_by_image(learner, torch.zeros(1, 3, *transform.size, device=accelerator.device))
+    parts = memory_of_update(learner, trainer.groups, processes=accelerator.num_processes, count=count, kept=kept)
+    named = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
+    return f"Memory     {_bytes(sum(parts.values()))} a process, libraries aside: {named} of {count} images"
 
 
 def _what_is_left_out(

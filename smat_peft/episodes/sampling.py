@@ -152,6 +152,12 @@ class EpisodeSampler:
         """Which images the episode with this number is made of; decodes none."""
         return self._draw(index)[2]
 
+    @property
+    def largest(self) -> tuple[int, int]:
+        """No episode has more support images, and none more query images."""
+        ways = self.ways or min(self.max_ways, max(map(len, self._class_sizes)))
+        return self.max_support if self.shots is None else ways * self.shots, ways * self.queries
+
     def _count_images(self, domain: Domain) -> NDArray[np.int64]:
         names = domain.classes(self.split)
         if self.ways is not None and self.ways > len(names):

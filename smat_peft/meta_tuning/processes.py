@@ -7,10 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+
+from smat_peft.errors import ConfigurationError
 
 # Gloo raises a plain RuntimeError where a peer is gone; other backends one of these.
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+
+# A task's weights are made of whole gates, and each process needs all of them.
+SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 
 
 def create_accelerator(**settings: Any) -> Accelerator:
@@ -21,6 +26,20 @@ def create_accelerator(**settings: Any) -> Accelerator:
     """
     averaging = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
     return Accelerator(kwargs_handlers=[averaging], **settings)
+
+
+def check_processes(accelerator: Accelerator, episodes_per_step: int) -> None:
+    """Raise a ConfigurationError where an update cannot be spread over the processes as they were launched."""
+    if accelerator.distributed_type in SHARDED:
+        raise ConfigurationError(
+            f"launched with {accelerator.distributed_type.value}, which shards what is learned, but each episode needs "
+            "all of it; launch with data parallelism alone (MULTI_GPU, MULTI_CPU). Memory is saved by --max_batch_size "
+            "and --gate_granularity structured"
+        )
+    if episodes_per_step % accelerator.num_processes:
+        raise ConfigurationError(
+            f"--episodes_per_step ({episodes_per_step}) must be a multiple of the {accelerator.num_processes} processes"
+        )
 
 
 def everywhere(accelerator: Accelerator, flag: bool) -> bool:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.fixed import FixedEpisodes
-from smat_peft.errors import ConfigurationError, RunStoppedError, SmatError
+from smat_peft.errors import RunStoppedError, SmatError
 from smat_peft.files import moving_into
 from smat_peft.meta_tuning import trial
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
@@ -27,7 +27,7 @@ from smat_peft.meta_tuning.identity import describe_run
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.lock import output_lock
 from smat_peft.meta_tuning.optimisers import ParameterGroups, create_optimisers
-from smat_peft.meta_tuning.processes import anywhere, create_accelerator, is_of_lost_process
+from smat_peft.meta_tuning.processes import anywhere, check_processes, create_accelerator, is_of_lost_process
 from smat_peft.meta_tuning.prototype_learner import PrototypeLearner
 from smat_peft.meta_tuning.resuming import begin_run, resume_run, save_run
 from smat_peft.meta_tuning.run_log import RunLog
@@ -53,7 +53,8 @@ class MetaTrainer:
         accelerator: Made from the launcher's environment where not given.
 
     Raises:
-        ConfigurationError: The episodes of an update cannot be spread evenly over the processes.
+        ConfigurationError: The episodes of an update cannot be spread evenly over the processes, or the launcher shards
+            what is learned.
         CheckpointError: The checkpoint to resume from is missing or damaged, or of a run with other arguments.
 
     Example:
@@ -76,17 +77,13 @@ class MetaTrainer:
         self.accelerator = accelerator or create_accelerator()
         self.arguments = arguments
         self.train_episodes, self.validation_episodes = train, validation
-        processes = self.accelerator.num_processes
-        if arguments.episodes_per_step % processes:
-            raise ConfigurationError(
-                f"--episodes_per_step ({arguments.episodes_per_step}) must be a multiple of the {processes} processes"
-            )
+        check_processes(self.accelerator, arguments.episodes_per_step)
         kind = MetaLearner if has_experts(model) else PrototypeLearner
         self.learner = kind(
             model.to(self.accelerator.device),
             arguments,
             process_index=self.accelerator.process_index,
-            num_processes=processes,
+            num_processes=self.accelerator.num_processes,
         )
         if self.learner.router is not None:
             episodes = arguments.router_temperature_episodes

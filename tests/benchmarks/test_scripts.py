@@ -11,10 +11,12 @@ from peft import get_peft_model
 
 import adapt
 import episodes
+import fits
 import interpolate
 import memory
 import merging
 import meta_step
+import processes
 import scaling
 import size
 from measure import Peak, in_own_process
@@ -117,6 +119,31 @@ def test_memory_of_an_update_of_a_large_episode_and_on_disk(
     adapter = next(row for row in rows if row["name"] == "adapter")
     assert (adapter["ratio"] < 0.5) == structured
     assert any("10 support images in chunks / 4 whole" in name for name in names(rows))
+    told = next(row for row in rows if "told beforehand" in row["name"])
+    assert told["ours"] > 1e-4  # GB
+
+
+def test_what_fits_is_told_for_each_backbone_without_making_its_experts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fits, "BACKBONES", {"tiny": (192, 2, 3, 384, 16), "large": (1024, 2, 16, 4096, 16)})
+    monkeypatch.setattr(fits, "DEVICES", (1, 8))
+    found = {}
+    for count in ("1", "4"):
+        fits.main(["--images", "20", "--processes", count])
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+        found[count] = {tuple(row[:3]): row[3:] for row in rows}
+    assert len(found["1"]) == 2 * 2 * 2
+    assert found["1"]["tiny", "16", "structured"][2] == "1 GB"
+    assert found["1"]["large", "16", "element"][2] == "8 GB"
+    sizes = {key: float(row[1].split()[0]) for key, row in found["1"].items()}
+    assert sizes["large", "16", "element"] > sizes["large", "8", "element"] > sizes["large", "8", "structured"]
+    assert found["4"]["large", "16", "structured"][1] < found["1"]["large", "16", "structured"][1]
+
+
+def test_updates_are_timed_in_several_processes(run: Run) -> None:
+    (row,) = run(processes.main, ["--rounds", "1", "--updates", "1", *MODEL])
+    assert row["name"] == "an update: 2 processes / one"
 
 
 def test_adapting_is_measured_against_the_plain_backbone(run: Run) -> None:

@@ -225,7 +225,11 @@ def test_the_plan_warns_of_what_training_shares_with_other_domains(world, tmp_pa
 def test_a_dry_run_prints_the_plan_and_writes_nothing(world, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert main([*words(world, tmp_path / "run"), "--dry_run"]) == 0
-    assert "4 updates of 2 episodes" in capsys.readouterr().out
+    plan = capsys.readouterr().out
+    assert "4 updates of 2 episodes" in plan
+    assert re.search(
+        r"^Memory +\d+ MiB a process, .*: backbone .*, task weights .*, activations .* of \d+ images$", plan, re.M
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -79,6 +79,7 @@ def failure(run, world, tmp_path, capsys):
         (["--num_experts", 0], "num_experts must be at least 1"),
         (["--target_sparsity", 1], "target_sparsity must be in [0, 1)"),
         (["--gate_eval", "x"], "gate_eval must be one of"),
+        (["--gate_granularity", "x"], "gate_granularity must be one of"),
         (["--router_pooling", "x"], "router_pooling must be one of"),
         (["--feature", "nowhere"], "feature='nowhere' is neither"),
         (["--image_size", 4], "cannot take images of 4 x 4"),

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import torch
 from accelerate.tracking import get_available_trackers
-from PIL import Image
 from torch import nn
 
 from smat_peft.episodes.domain import Domain
-from smat_peft.episodes.folders import FORMATS, ImageFiles, read_image
+from smat_peft.episodes.folders import ImageFiles
+from smat_peft.episodes.image_files import check_opens
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
 from smat_peft.few_shot.backbone import device_of
+from smat_peft.files import write_text
 from smat_peft.tuner.tasks import features
+
+LEFT_OUT = "left_out.txt"
 
 
 def check_images(domains: Iterable[Domain]) -> None:
@@ -25,14 +28,10 @@ def check_images(domains: Iterable[Domain]) -> None:
     Raises:
         DataError: Names the first file that cannot be opened. One that breaks off later is found when it is drawn.
     """
-    formats = sorted(set(FORMATS.values()))
     for domain in domains:
         for images in domain.class_images.values():
             for path in images.places if isinstance(images, ImageFiles) else ():
-                try:
-                    Image.open(path, formats=formats).close()
-                except Exception:  # whatever it is, reading the whole image says it in our words
-                    read_image(path)
+                check_opens(path)
 
 
 def check_image_size(model: nn.Module, transform: ImageTransform, name: str) -> None:
@@ -77,3 +76,10 @@ def make_output_dir(folder: Path) -> None:
         raise CheckpointError(f"--output_dir {folder} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise CheckpointError(f"--output_dir {folder} cannot be written to")
+
+
+def list_left_out(folder: Path, domains: Iterable[Domain]) -> None:
+    """Write the images of the domains that could not be read into the output directory, where there are some."""
+    left_out = dict.fromkeys(name for domain in domains for name in domain.left_out)
+    if left_out:
+        write_text(folder / LEFT_OUT, "\n".join(left_out) + "\n")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smat_peft.episodes.folders import sub_folders
+from smat_peft.episodes.image_files import PLUGINS, SUFFIXES, is_image_file, open_image
 from smat_peft.errors import DataError
-from smat_peft.few_shot.image_files import PLUGINS, SUFFIXES, open_image
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
 
 def _images(folder: Path) -> list[Path]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    return [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    return [entry for entry in entries if is_image_file(entry)]
 
 
 def _usable(paths: Sequence[Path], skip: bool, where: str) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from smat_peft.commands.answers import Answers
-from smat_peft.few_shot.image_files import open_image
+from smat_peft.episodes.image_files import open_image
 
 THUMBNAIL = (160, 160)
 PAGE = """<!doctype html>

@@ -27,7 +27,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from smat_peft.assets import DEMO_BACKBONE
-from smat_peft.commands.checks import check_image_size, make_output_dir
+from smat_peft.commands.checks import check_image_size, list_left_out, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.evaluate_inputs import (
     add_domain_arguments,
@@ -134,6 +134,8 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
         fitted_on, "validation", arguments.validation_episodes, transform=transform, cache=cache, **shape
     )
     make_output_dir(arguments.output_dir)
+    if accelerator.is_main_process:
+        list_left_out(arguments.output_dir, (entry.domain for entry in entries))
     if arguments.manifest_out is not None and accelerator.is_main_process:
         samplers = episode_samplers(entries, transform=transform, seed=arguments.seed)
         write_manifest(arguments.manifest_out, samplers.values(), arguments.episodes)

@@ -37,7 +37,7 @@ from transformers import HfArgumentParser
 
 from smat_peft.assets import DEMO_BACKBONE, DEMO_RECIPE
 from smat_peft.commands.arguments import DataArguments, LaunchArguments, ModelArguments, SharingArguments
-from smat_peft.commands.checks import check_image_size, make_output_dir
+from smat_peft.commands.checks import check_image_size, list_left_out, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.methods import METHODS
 from smat_peft.commands.plan import format_plan
@@ -147,6 +147,7 @@ def _meta_tune(every: Arguments, sharing: Sharing, accelerator: Accelerator, hel
     make_output_dir(output_dir)
     if accelerator.is_main_process:
         held.enter_context(output_lock(output_dir))
+        list_left_out(output_dir, (entry.domain for entry in entries))
         sharing.open_repositories()
     if launch.report_to:
         settings = vars(arguments) | vars(model_arguments) | vars(data)

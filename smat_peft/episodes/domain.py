@@ -54,6 +54,7 @@ class Domain:
             drawing, so scripts leave `"mirror"` out).
         hierarchies: By split, where its classes belong together: episodes whose ways vary draw their classes so.
         origin: Where it comes from, as in its specification, `hub:NAME` among others; for messages and model cards.
+        left_out: What of it could not be read and was left out, as messages call it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Domain:
     augment: frozenset[Augmentation] = EVERY_AUGMENTATION
     hierarchies: Mapping[str, Hierarchy] = field(default_factory=dict)
     origin: str = ""
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.class_images:

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from smat_peft.episodes.domain import Domain
+from smat_peft.episodes.image_files import is_image_file, open_image
 from smat_peft.episodes.stored import StoredImages, StoredSettings
 from smat_peft.errors import DataError
 
-# Pillow knows more formats; those left out run other programs (EPS) or hold no picture of their own (stubs).
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-}
 SPLITS_FILE = "splits.json"
 
 
@@ -32,33 +19,10 @@ class ImageFiles(StoredImages):
     """Images in files; their places are paths."""
 
     def read(self, place: Path) -> Image.Image:
-        return read_image(place)
+        return open_image(place)
 
     def name(self, place: Path) -> str:
         return str(place)
-
-
-def read_image(file: Path | BinaryIO, name: str = "") -> Image.Image:
-    """An image in RGB, turned as its EXIF entry says.
-
-    Args:
-        file: A path, or the bytes of an image file.
-        name: What messages call it; the path if not given.
-
-    Raises:
-        DataError: The file is not an image, is damaged, or is in none of [`FORMATS`].
-    """
-    try:
-        with Image.open(file, formats=sorted(set(FORMATS.values()))) as opened:
-            ImageOps.exif_transpose(opened, in_place=True)
-            # Straight to RGB, Pillow warns that a palette's transparency is lost.
-            image = opened.convert("RGBA") if opened.mode == "P" else opened
-            return image.convert("RGB")  # a copy, which holds no file
-    except Exception as error:  # what Pillow raises depends on where a damaged file breaks off
-        raise DataError(
-            f"{name or file} cannot be read as an image ({type(error).__name__}: {error}); "
-            "mend it, take it away, or leave such files out with on_bad_image='skip'"
-        ) from error
 
 
 def read_image_folder(folder: Path, settings: StoredSettings) -> Domain:
@@ -79,7 +43,7 @@ def read_image_folder(folder: Path, settings: StoredSettings) -> Domain:
     entries = _visible(folder, root)
     class_folders = [entry for entry in entries if entry.is_dir()]
     if not class_folders:
-        found = "images but no class folders" if any(map(_is_image, entries)) else "no class folders"
+        found = "images but no class folders" if any(map(is_image_file, entries)) else "no class folders"
         raise DataError(f"{folder} holds {found}; put the images of each class into a folder of the class's name")
     images = {entry.name: ImageFiles(_images_of_class(entry, root)) for entry in class_folders}
     if settings.splits_file is None and (folder / SPLITS_FILE).is_file():
@@ -109,10 +73,6 @@ def _leads_into(link: Path, root: Path) -> bool:
         return False
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in FORMATS and path.is_file()
-
-
 def _images_of_class(folder: Path, root: Path) -> list[Path]:
     entries = _visible(folder, root)
     nested = [entry for entry in entries if entry.is_dir()]
@@ -121,4 +81,4 @@ def _images_of_class(folder: Path, root: Path) -> list[Path]:
             f"class folder {folder} holds a folder, {nested[0].name!r}, where images are expected; "
             f"for a folder of domains write folder:{root}/*"
         )
-    return [entry for entry in entries if _is_image(entry)]
+    return [entry for entry in entries if is_image_file(entry)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import unicodedata
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -85,10 +86,13 @@ class StoredSettings:
         """The domain of these images; messages say that they come from `origin`.
 
         Raises:
-            DataError: A class has fewer than 2 images, or the splits do not fit the classes.
+            DataError: A class has fewer than 2 images, two have names that look the same, or the splits do not fit the
+                classes.
         """
+        _check_names(origin, class_images)
+        left_out: list[str] = []
         if self.on_bad_image == "skip":
-            class_images = _without_bad_images(origin, class_images)
+            class_images = _without_bad_images(origin, class_images, left_out)
         for class_name, images in class_images.items():
             if len(images) < MIN_IMAGES:
                 raise DataError(
@@ -98,7 +102,9 @@ class StoredSettings:
         if self.splits_file is not None:
             splits = read_splits(self.splits_file)
         try:
-            return Domain(name, class_images, splits or {}, self.augment, hierarchies or {}, origin)
+            return Domain(
+                name, class_images, splits or {}, self.augment, hierarchies or {}, origin, left_out=tuple(left_out)
+            )
         except DataError as error:
             raise DataError(f"{self.splits_file or origin}: {error}") from error
 
@@ -130,8 +136,31 @@ def _is_list_of_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _without_bad_images(origin: str, class_images: Mapping[str, StoredImages]) -> dict[str, StoredImages]:
-    bad: list[str] = []
+def _check_names(origin: str, names: Iterable[str]) -> None:
+    """Refuse names that are one in another Unicode form; warn of those that are one in another case."""
+    forms: dict[str, str] = {}
+    cases: dict[str, str] = {}
+    for name in names:
+        form = unicodedata.normalize("NFC", name)
+        if form in forms:
+            raise DataError(
+                f"{origin}: classes {forms[form]!a} and {name!a} look the same, in two Unicode forms; "
+                "put them together or rename one"
+            )
+        forms[form] = name
+        if form.casefold() in cases:
+            warnings.warn(
+                f"{origin}: classes {cases[form.casefold()]!r} and {name!r} differ in upper and lower case alone; put "
+                "them together if they are one",
+                stacklevel=3,
+            )
+        cases.setdefault(form.casefold(), name)
+
+
+def _without_bad_images(
+    origin: str, class_images: Mapping[str, StoredImages], bad: list[str]
+) -> dict[str, StoredImages]:
+    """The images that can be read; the names of the others are added to `bad`."""
 
     def is_readable(images: StoredImages, place: Any) -> bool:
         try:

@@ -14,7 +14,7 @@ import datasets
 from PIL import Image
 
 from smat_peft.episodes.domain import Domain
-from smat_peft.episodes.folders import read_image
+from smat_peft.episodes.image_files import read_image
 from smat_peft.episodes.stored import MIN_IMAGES, StoredImages, StoredSettings
 from smat_peft.errors import DataError
 

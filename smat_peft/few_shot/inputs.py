@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from smat_peft.episodes.image_files import open_image
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.errors import DataError
-from smat_peft.few_shot.image_files import open_image
 
 FORMS = (
     "a list of PIL images, paths or uint8 arrays [H, W, 3], one uint8 array [N, H, W, 3], "

@@ -16,6 +16,7 @@ from transformers.utils import find_adapter_config_file, logging
 
 from smat_peft.assets import backbone_source
 from smat_peft.errors import CheckpointError
+from smat_peft.few_shot.adapter_files import check_configuration, check_tensors, no_setting_ignored
 from smat_peft.tuner.targets import heads_of
 from smat_peft.tuner.tasks import has_experts
 
@@ -163,11 +164,13 @@ def load_adapter(
     Raises:
         CheckpointError: The adapter cannot be loaded, or does not fit.
     """
+    place = {"revision": revision, "token": token}
     with one_line_errors(f"adapter {str(adapter)!r} on backbone {backbone.name_or_path!r}"), _quiet_loading():
-        model: PeftModel = PeftModel.from_pretrained(
-            backbone, str(adapter), is_trainable=is_trainable, revision=revision, token=token
-        ).eval()
-    return model
+        check_configuration(str(adapter), **place)
+        with no_setting_ignored():
+            model: PeftModel = PeftModel.from_pretrained(backbone, str(adapter), is_trainable=is_trainable, **place)
+        check_tensors(model, str(adapter), **place)
+    return model.eval()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -123,7 +124,7 @@ class SMATConfig(PeftConfig):
         self._require_choice("gate_eval", ("reference", "train"))
         self._require_choice("router_pooling", ("mean", "first"))
         self._require(self.router_heads >= 1, "router_heads", "at least 1")
-        self._require(self.router_mlp_ratio > 0, "router_mlp_ratio", "above 0")
+        self._require(0 < self.router_mlp_ratio < math.inf, "router_mlp_ratio", "above 0 and finite")
         self._require(self.router_skill_tokens >= 0, "router_skill_tokens", "at least 0")
         self._require(start >= end > 0, "router_temperature", "(start, end) with start >= end > 0")
         self._require(self.router_temperature_episodes >= 1, "router_temperature_episodes", "at least 1")
@@ -144,6 +145,7 @@ class SMATConfig(PeftConfig):
         self._require(self.feature_dim is None or _is_whole(self.feature_dim), "feature_dim", "a whole number, or None")
         for name in ("target_sparsity", "gate_init_std", "router_mlp_ratio"):
             self._require(_is_number(getattr(self, name)), name, "a number")
+        self._require(isinstance(self.feature, str), "feature", "the name of a feature")
         pair = self.router_temperature
         is_pair = isinstance(pair, Sequence) and len(pair) == 2 and all(map(_is_number, pair))
         self._require(is_pair, "router_temperature", "two numbers, the first and the last temperature")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from smat_peft.commands.classify import main as classify
 from smat_peft.commands.meta_tune import main
 from smat_peft.episodes import folders
-from smat_peft.episodes.folders import read_image
+from smat_peft.episodes.image_files import read_image
 from smat_peft.meta_tuning.lock import output_lock
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from tests.faults.small_run import in_another_run
@@ -179,8 +179,8 @@ def test_domains_of_every_kind_can_be_mixed(world, tmp_path, capsys):
 
 def test_the_image_cache_saves_reading_and_changes_nothing(trained, world, tmp_path, monkeypatch, capsys):
     reads: list[Path] = []
-    read = folders.read_image
-    monkeypatch.setattr(folders, "read_image", lambda path: reads.append(path) or read(path))
+    read = folders.open_image
+    monkeypatch.setattr(folders, "open_image", lambda path: reads.append(path) or read(path))
     monkeypatch.setattr("smat_peft.commands.plan.shared_content", lambda *_: [])  # reads images, too
     counts = {}
     for mebibytes in (0, 1):
@@ -379,6 +379,7 @@ def test_an_unreadable_image_can_be_left_out(make_world, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     with pytest.warns(UserWarning, match="1 images cannot be read"):
         assert main([*arguments, "--on_bad_image", "skip"]) == 0
+    assert (tmp_path / "run" / "left_out.txt").read_text() == f"{broken}\n"
 
 
 def test_an_image_that_breaks_off_is_one_error_when_it_is_drawn_in_another_process(make_world, tmp_path, capsys):

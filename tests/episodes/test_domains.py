@@ -11,7 +11,7 @@ from PIL import Image
 from smat_peft.episodes.builtin import ROLES
 from smat_peft.episodes.domain import EVERY_AUGMENTATION, Domain, split_classes
 from smat_peft.episodes.domains import load_domain, load_domains
-from smat_peft.episodes.folders import FORMATS, read_image
+from smat_peft.episodes.image_files import FORMATS, read_image
 from smat_peft.errors import ConfigurationError, DataError
 
 

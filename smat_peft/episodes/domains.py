@@ -118,7 +118,10 @@ def _load(source: Source, location: str, options: Mapping[str, str], on_bad_imag
         augment=_augmentations(options["augment"]) if "augment" in options else EVERY_AUGMENTATION,
         on_bad_image=on_bad_image,
     )
-    return source.load(location, options, settings)
+    try:
+        return source.load(location, options, settings)
+    except OSError as error:
+        raise DataError(f"{location} cannot be read: {error.strerror or error}") from error
 
 
 def _augmentations(listed: str) -> frozenset[Augmentation]:

@@ -90,8 +90,9 @@ def read_parquet(location: str, options: Mapping[str, str], settings: StoredSett
     """
     origin = f"parquet:{location}"
     pattern = Path(location).expanduser().absolute()
-    folder = next(parent for parent in pattern.parents if "*" not in str(parent))
-    files = sorted(str(path) for path in folder.glob(str(pattern.relative_to(folder))) if path.is_file())
+    folder = next((parent for parent in pattern.parents if "*" not in str(parent)), pattern)
+    found = folder.glob(str(pattern.relative_to(folder))) if pattern != folder else []
+    files = sorted(str(path) for path in found if path.is_file())
     if not files:
         raise DataError(f"{origin}: there is no such file; give a parquet file, or a pattern such as data/*.parquet")
     table = _open(origin, lambda: datasets.Dataset.from_parquet(files))

@@ -96,7 +96,7 @@ def read_manifest(path: str | Path, domains: Mapping[str, tuple[Domain, Split]])
                         f"and {split!r} is asked for"
                     )
                 found[domain.name].append(_description(path, domain, split, line))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"episode manifest {path} cannot be read: {type(error).__name__}: {error}") from error

@@ -1,5 +1,5 @@
 # `make check` runs what CI runs, in the environment that is active.
-.PHONY: check lint types test peft-suite soak
+.PHONY: check lint types test check-minimum peft-suite soak fuzz
 
 check: lint types test
 
@@ -13,6 +13,10 @@ types:
 test:
 	pytest
 
+# The tests with the lowest versions that setup.cfg allows, in a virtualenv of their own.
+check-minimum:
+	bash .ci/minimum
+
 # PEFT's own tests against SMATConfig; minutes, and fetches PEFT's source distribution the first time.
 peft-suite:
 	python tests/peft_suite/run.py
@@ -20,3 +24,7 @@ peft-suite:
 # 200 updates of the demo, killed 20 times; half an hour. Fewer: make soak SOAK="--updates 30 --kills 5"
 soak:
 	python tests/faults/soak.py $(SOAK)
+
+# 100,000 mutated files to the readers of others' files; some minutes. Needs atheris: pip install atheris
+fuzz:
+	python tests/faults/fuzz.py $(FUZZ)

@@ -1,7 +1,7 @@
 # `make check` runs what CI runs, in the environment that is active.
-.PHONY: check lint types test check-minimum peft-suite soak fuzz
+.PHONY: check lint types docs test check-minimum peft-suite soak fuzz
 
-check: lint types test
+check: lint types docs test
 
 lint:
 	ruff check .
@@ -9,6 +9,10 @@ lint:
 
 types:
 	mypy
+
+# The site, into build/site; a warning is an error. Needs the extra: pip install -e ".[docs]"
+docs:
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --site-dir build/site
 
 test:
 	pytest

@@ -22,10 +22,17 @@ import pytest
 import torch
 from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import close_session
-from transformers import ViTConfig, ViTModel
+from peft import get_peft_model
+from PIL import Image
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
+from smat_peft import SMATConfig
+from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.experts import compiled
+from smat_peft.few_shot import load_backbone
 from tests.sharing.hub_server import Hub, serve
+
+HUB_NAME = "facebook/dino-vits16"
 
 torch.set_num_threads(1)  # sums are then rounded in the same order on every machine
 
@@ -92,3 +99,26 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr("time.sleep", hub.waits.append)
         yield hub
         close_session()
+
+
+@pytest.fixture
+def place(make_vit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with all that the code and commands of README and docs name."""
+    monkeypatch.chdir(tmp_path)
+    for place, classes, images in (("support", 2, 2), ("data/birds", 9, 2), ("data/signs", 9, 2), ("other", 5, 2)):
+        for number in range(classes):
+            (tmp_path / place / f"class{number}").mkdir(parents=True)
+            for image in range(images):
+                colour = (25 * number, 20 * image, 90)
+                Image.new("RGB", (16, 16), colour).save(tmp_path / place / f"class{number}" / f"{image}.jpg")
+    Image.new("RGB", (16, 16), (25, 0, 90)).save(tmp_path / "unknown.jpg")
+    (tmp_path / "unknown").mkdir()
+    Image.new("RGB", (16, 16), (25, 0, 90)).save(tmp_path / "unknown" / "photo.jpg")
+    make_vit().save_pretrained(tmp_path / HUB_NAME)  # a folder of that name goes before the Hub
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / HUB_NAME)
+    torch.manual_seed(0)
+    adapter = get_peft_model(load_backbone(HUB_NAME), SMATConfig(num_experts=2, init_weights=False))
+    adapter.save_pretrained(tmp_path / "outputs" / "mine")
+    demo = get_peft_model(load_backbone(DEMO_BACKBONE), SMATConfig(num_experts=2, init_weights=False))
+    demo.save_pretrained(tmp_path / "outputs" / "demo", save_embedding_layers=False)
+    return tmp_path

@@ -11,21 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import PeftModel, get_peft_model
-from PIL import Image
-from transformers import ViTImageProcessorPil
+from peft import PeftModel
 
-from smat_peft import SMATConfig
 from smat_peft.commands.classify import main as classify
 from smat_peft.commands.evaluate import main as evaluate
 from smat_peft.commands.meta_tune import main as meta_tune
-from smat_peft.few_shot import load_backbone
 from smat_peft.meta_tuning.trainer import MetaTrainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-HUB_NAME = "facebook/dino-vits16"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -37,27 +31,6 @@ def commands() -> list[list[str]]:
     """The words of every command in the README's shell blocks."""
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
     return [shlex.split(command) for line in lines for command in line.split("&&") if command.strip()]
-
-
-@pytest.fixture
-def place(make_vit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with all that the README's code and commands name."""
-    monkeypatch.chdir(tmp_path)
-    for place, classes, images in (("support", 2, 2), ("data/birds", 9, 2), ("data/signs", 9, 2), ("other", 5, 2)):
-        for number in range(classes):
-            (tmp_path / place / f"class{number}").mkdir(parents=True)
-            for image in range(images):
-                colour = (25 * number, 20 * image, 90)
-                Image.new("RGB", (16, 16), colour).save(tmp_path / place / f"class{number}" / f"{image}.jpg")
-    Image.new("RGB", (16, 16), (25, 0, 90)).save(tmp_path / "unknown.jpg")
-    (tmp_path / "unknown").mkdir()
-    Image.new("RGB", (16, 16), (25, 0, 90)).save(tmp_path / "unknown" / "photo.jpg")
-    make_vit().save_pretrained(tmp_path / HUB_NAME)  # a folder of that name goes before the Hub
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / HUB_NAME)
-    torch.manual_seed(0)
-    adapter = get_peft_model(load_backbone(HUB_NAME), SMATConfig(num_experts=2, init_weights=False))
-    adapter.save_pretrained(tmp_path / "outputs" / "mine")
-    return tmp_path
 
 
 def test_the_python_of_the_readme_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +71,7 @@ def test_the_readme_s_meta_tune_commands_plan_a_run(
     monkeypatch.setattr(MetaTrainer, "measure_seconds", lambda _: 1.0)
     found = [words[3:] for words in commands() if words[:2] == ["accelerate", "launch"]]
     assert [words[2] for words in commands() if words[:2] == ["accelerate", "launch"]] == ["examples/meta_tune.py"] * 2
-    (place / "outputs" / "mine").rename(place / "adapter")
+    (place / "outputs").rename(place / "adapters")
     for arguments in found:
         assert meta_tune([*arguments, "--dry_run", "--threads", "1"]) == 0
         plan = capsys.readouterr().out

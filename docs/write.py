@@ -1,0 +1,72 @@
+"""Write what README and docs take from runs: the demo's table and its model card.
+
+    accelerate launch examples/meta_tune.py && python docs/write.py --demo outputs/demo
+    python docs/write.py --check
+
+What a run left is kept in docs/results/demo, so that the pages can be written again, and checked, without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "docs" / "results" / "demo"
+CARD, FIGURES = "README.md", "metrics.json"
+CARD_PAGE = """\
+# What a model card looks like
+
+`examples/meta_tune.py` leaves one beside the adapter, as its `README.md`, which the Hub shows as the adapter's page.
+This is the demo's; its head, between the lines of dashes, is what the Hub reads.
+
+~~~~markdown
+{card}
+~~~~
+"""
+
+
+def pages() -> dict[Path, str]:
+    """Each page that is written, with what it should hold."""
+    readme, card = ROOT / "README.md", (DEMO / CARD).read_text(encoding="utf-8")
+    table = re.search(r"^## Evaluation\n+(.*?)\n+## ", card, re.DOTALL | re.MULTILINE)
+    assert table, f"{DEMO / CARD} has no evaluation"
+    return {
+        readme: between(readme.read_text(encoding="utf-8"), "table:demo", table[1]),
+        ROOT / "docs" / "card.md": CARD_PAGE.format(card=card.strip()),
+    }
+
+
+def between(text: str, mark: str, content: str) -> str:
+    """A page with other content between `<!-- mark -->` and `<!-- /mark -->`."""
+    start, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    assert found, f"no marks {start.strip()} and {end.strip()}"
+    return before + start + content + end + after
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write, or say which pages would change; the exit status says so, too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, metavar="FOLDER", help="Output directory of a run of the demo to take.")
+    parser.add_argument("--check", action="store_true", help="Write nothing; fail where a page is another.")
+    arguments = parser.parse_args(argv)
+    if arguments.demo is not None:
+        DEMO.mkdir(parents=True, exist_ok=True)
+        for name in (CARD, FIGURES):
+            shutil.copyfile(arguments.demo / name, DEMO / name)
+    changed = {path: text for path, text in pages().items() if not path.exists() or path.read_text("utf-8") != text}
+    for path, text in changed.items():
+        print(f"{path.relative_to(ROOT)} {'is not as it would be written' if arguments.check else 'written'}")
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if arguments.check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

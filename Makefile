@@ -12,7 +12,7 @@ types:
 
 # The site, into build/site; a warning is an error. Needs the extra: pip install -e ".[docs]"
 docs:
-	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir build/site
 
 test:
 	pytest

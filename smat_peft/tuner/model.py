@@ -36,10 +36,7 @@ from smat_peft.tuner.targets import (
 class SMATModel(BaseTuner):
     """A model with sparse interpolated experts over its own parameters.
 
-    Args:
-        model (`torch.nn.Module`): The model to adapt.
-        config ([`SMATConfig`]): The configuration.
-        adapter_name (`str`): Name of the adapter, `"default"` by default.
+    Made as PEFT's other tuners are, of a model, a [`SMATConfig`] and the adapter's name.
 
     Example:
         ```py

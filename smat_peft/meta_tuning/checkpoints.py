@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +25,10 @@ _NAME = re.compile(rf"checkpoint-(\d+)({re.escape(REPLACED)})?")
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds: tensors, plain state, and the description of the run that it is of."""
+    """What a checkpoint holds: tensors, plain state, and the description of the run that it is of.
+
+    Format 1 described a run by its arguments alone.
+    """
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
@@ -56,27 +60,31 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """What a checkpoint holds.
 
     Raises:
-        CheckpointError: Where it is missing, of another format, or not what was written.
+        CheckpointError: Where it is missing, of a newer format, or not what was written.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        written_as, run = int(manifest["format_version"]), dict(manifest["run"])
+        written_as = int(manifest["format_version"])
+        run = None if written_as == 1 else dict(manifest["run"])
         written = {
             name: (manifest["files"][name]["size"], manifest["files"][name]["sha256"]) for name in (TENSORS, STATE)
         }
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged; resume from another checkpoint") from error
-    if written_as != FORMAT_VERSION:
-        age = "a newer" if written_as > FORMAT_VERSION else "an older"
-        raise CheckpointError(f"{folder} was written by {age} smat_peft (format {written_as}); use that to go on")
+    if written_as > FORMAT_VERSION:
+        raise CheckpointError(f"{folder} was written by a newer smat_peft (format {written_as}); use that to go on")
     for name, (size, sha256) in written.items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != size or _digest(file) != sha256:
             raise CheckpointError(f"{file} is not what was written; resume from another checkpoint")
-    return Checkpoint(load_file(folder / TENSORS), json.loads((folder / STATE).read_text()), run)
+    try:
+        tensors, state = load_file(folder / TENSORS), dict(json.loads((folder / STATE).read_text()))
+    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder} holds other files than a checkpoint's; resume from another") from error
+    return Checkpoint(tensors, state, {"arguments": state.get("arguments", {})} if run is None else run)
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smat_peft.errors import CheckpointError
 from smat_peft.files import remove_leftovers
+from smat_peft.meta_tuning.best import BestAdapter
 from smat_peft.meta_tuning.checkpoints import (
+    checkpoints,
     load_checkpoint,
     prune_checkpoints,
     refuse_other_run,
     refuse_to_go_back,
     save_checkpoint,
+    step_of,
 )
 from smat_peft.meta_tuning.identity import differences
 
@@ -51,6 +54,8 @@ def resume_run(trainer: MetaTrainer, folder: Path) -> None:
     """Take what [`save_run`] wrote to a folder."""
     refuse_to_go_back(trainer.output_dir, folder)
     tensors, state, run = load_checkpoint(folder)
+    if "best" not in state:
+        state = _of_format_1(state, folder)
     differing, only_rounding = differences(run, trainer.description)
     if differing and not trainer.arguments.resume_anyway:
         raise CheckpointError(
@@ -77,3 +82,9 @@ def begin_run(trainer: MetaTrainer, resumed_from: Path | None) -> None:
     best.drop_later()
     if resumed_from is not None and best.step is not None and resumed_from.parent.resolve() != output_dir.resolve():
         best.adopt(resumed_from.parent)
+
+
+def _of_format_1(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The state that format 1 wrote, as today's: checkpoints came last in a step, and one best adapter was kept."""
+    best = checkpoints(BestAdapter(folder.parent).folder)
+    return state | {"is_between_updates": True, "best": [state["best_score"], step_of(best[-1]) if best else None]}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import random
 import shutil
@@ -107,6 +109,37 @@ def test_a_run_may_move_to_another_folder_and_takes_its_best_adapter_along(tmp_p
     again = make_trainer(tmp_path / "again", resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     with pytest.raises(CheckpointError, match="the best adapter so far has to be beside the checkpoint"):
         again.train()
+
+
+def as_format_1(folder: Path) -> None:
+    """Write a run's checkpoints as the first version did: the arguments in the state, no description of the run."""
+    for path in [*checkpoints(folder), *checkpoints(folder / "best")]:
+        manifest = json.loads((path / "manifest.json").read_text())
+        arguments = manifest.pop("run").get("arguments")
+        state = json.loads((path / "state.json").read_text())
+        if "best" in state:
+            state |= {"arguments": arguments, "best_score": state.pop("best")[0]}
+            del state["is_between_updates"]
+        (path / "state.json").write_text(json.dumps(state))
+        content = (path / "state.json").read_bytes()
+        manifest["format_version"] = 1
+        manifest["files"]["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_of_the_first_format_is_resumed_when_told_to_trust_its_data(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "run", stop_before(2)).train()
+    as_format_1(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"backbone: weights was None, .*or --resume_anyway"):
+        resume(tmp_path / "run")
+    resumed = resume(tmp_path / "run", resume_anyway=True)
+    resumed.train()
+    found, expected = end_of(resumed), end_of(whole)
+    assert_same(found["left"], expected["left"])
+    assert_same(found["state"], expected["state"])
 
 
 def test_newer_checkpoints_are_not_mixed_with_those_of_another_try(tmp_path: Path) -> None:

@@ -28,6 +28,6 @@ def test_an_adapter_of_an_earlier_version_changes_the_backbone_as_it_did(version
 
 @pytest.mark.parametrize("version", VERSIONS, ids=[version.name for version in VERSIONS])
 def test_a_checkpoint_of_an_earlier_version_is_read(version: Path) -> None:
-    tensors, state = load_checkpoint(version / "checkpoint-3")
+    tensors, state, _ = load_checkpoint(version / "checkpoint-3")
     assert tensors["tensor"].tolist() == [0, 1, 2]
     assert state == {"step": 3, "best": 0.5}

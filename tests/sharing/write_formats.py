@@ -42,9 +42,9 @@ def changes(model: PeftModel) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Write all of version 1."""
+    """Write all that was written as of the newest version; an older one had checkpoints of format 1."""
     torch.manual_seed(0)
-    folder = FORMATS / "1"
+    folder = FORMATS / "2"
     shutil.rmtree(folder, ignore_errors=True)
     config = SMATConfig(num_experts=2, init_weights=False, gate_init_std=4.0, router_heads=1, router_skill_tokens=1)
     model = get_peft_model(smallest_vit(), config).eval()

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
+from smat_peft.files import write_text
+
 FOLDER = ".eval_results"
 BUILTIN_SUITE = "smat-peft/builtin"  # its tasks are the domains
 
@@ -42,9 +44,7 @@ def write_eval_results(
             notes += f", ± {accuracy['half_width']:.4f} (95 % interval)"
         entry = EvalResultEntry(*named, round(accuracy["mean"], 4), notes=notes)
         path = Path(output_dir) / FOLDER / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', domain)}.yaml"
-        path.parent.mkdir(exist_ok=True)
-        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True))
         written.append(path)
     return written
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from smat_peft.errors import CheckpointError, ConfigurationError
 from smat_peft.experts.packed import rounded
 from smat_peft.experts.stored import FORMAT_VERSION
+from smat_peft.files import moving_into
 from smat_peft.sharing.packed_error import logit_error, random_images
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.layer import SMATLayer
@@ -162,12 +163,9 @@ def _write(folder: Path, model: PeftModel, packed: Packed, config: SMATConfig) -
     root = type(smat_layers(model)[0].state.root)
     auto_mapping = {"base_model_class": root.__name__, "parent_library": root.__module__}  # as PEFT's own saving does
     metadata = {"format": "pt", HEADER: json.dumps(config.packed)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_tensors(model, packed, config), folder / SAFETENSORS_WEIGHTS_NAME, metadata)
-        config.save_pretrained(str(folder), auto_mapping_dict=auto_mapping if config.task_type is None else None)
-    except OSError as error:
-        raise CheckpointError(f"cannot write a packed adapter to {folder}: {error.strerror}") from error
+    with moving_into(folder) as scratch:
+        save_file(_tensors(model, packed, config), scratch / SAFETENSORS_WEIGHTS_NAME, metadata)
+        config.save_pretrained(str(scratch), auto_mapping_dict=auto_mapping if config.task_type is None else None)
 
 
 def _tensors(model: PeftModel, packed: Packed, config: SMATConfig) -> dict[str, Tensor]:

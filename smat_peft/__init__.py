@@ -3,6 +3,9 @@
 Importing this package teaches PEFT the method.
 """
 
+import smat_peft.requirements  # noqa: F401 - first, so that what is too old is said
+
+# isort: split
 from smat_peft.episodes import Domain, Episode, EpisodeSampler, load_domain
 from smat_peft.evaluation import evaluate
 from smat_peft.few_shot import FewShotClassifier

@@ -20,7 +20,13 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = ("experts", "episodes", "tuner", "meta_tuning", "few_shot", "evaluation", "sharing", "commands")
 WITHOUT_TRAINING = ("experts", "episodes")
-FOUNDATIONS = ("assets", "errors", "files", "version")  # any room may import them, and they import no room
+FOUNDATIONS = (
+    "assets",
+    "errors",
+    "files",
+    "requirements",
+    "version",
+)  # any room may import them, and they import no room
 PICKLERS = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
 
 

@@ -21,7 +21,7 @@ from smat_peft.commands.console import run_command
 from smat_peft.episodes.episode import Episode
 from tests.faults.small_run import NoiseEpisodes, kill, make_trainer
 
-UPDATES, EPISODES = 6, 4
+UPDATES, EPISODES = 20, 4
 CUT = 3  # the update in which something happens
 
 

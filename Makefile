@@ -1,5 +1,5 @@
 # `make check` runs what CI runs, in the environment that is active.
-.PHONY: check lint types docs test check-minimum peft-suite soak fuzz
+.PHONY: check lint types docs test check-minimum peft-suite soak spread fuzz coverage mutations
 
 check: lint types docs test
 
@@ -29,6 +29,18 @@ peft-suite:
 soak:
 	python tests/faults/soak.py $(SOAK)
 
+# The demo in 1, 2 and 4 processes: how far apart they end.
+spread:
+	python tests/faults/spread.py $(SPREAD)
+
 # 100,000 mutated files to the readers of others' files; some minutes. Needs atheris: pip install atheris
 fuzz:
 	python tests/faults/fuzz.py $(FUZZ)
+
+# Lines and branches that the tests run, and which test runs which line. Needs pytest-cov: pip install pytest-cov
+coverage:
+	pytest --cov --cov-context=test --cov-report=term:skip-covered
+
+# Breaks the code and reports which test notices; an hour, and `make coverage` before it.
+mutations:
+	python tests/mutate.py $(MUTATIONS)

@@ -36,9 +36,15 @@ def pages() -> dict[Path, str]:
     table = re.search(r"^## Evaluation\n+(.*?)\n+## ", card, re.DOTALL | re.MULTILINE)
     assert table, f"{DEMO / CARD} has no evaluation"
     return {
-        readme: between(readme.read_text(encoding="utf-8"), "table:demo", table[1]),
+        readme: between(readme.read_text(encoding="utf-8"), "table:demo", without_routing(table[1])),
         ROOT / "docs" / "card.md": CARD_PAGE.format(card=card.strip()),
     }
+
+
+def without_routing(tables: str) -> str:
+    """The tables of a card without the one of other mixes of the experts."""
+    accuracies, _, caption = tables.split("\n\n")
+    return f"{accuracies}\n\n{caption}"
 
 
 def between(text: str, mark: str, content: str) -> str:

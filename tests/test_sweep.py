@@ -17,23 +17,16 @@ CELL = SweepCell(0.5, 2, 0.05, 0, 0.7, 0.71, 0.01, 0.72, 0.01, 0.4, 0.2, 60.0)
 
 
 def test_every_cell_is_run_once_with_its_settings_before_the_recipes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = yaml.safe_load(DEMO_RECIPE.read_text()) | {"max_steps": 1, "episodes_per_step": 1, "max_support": 20}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"validation_steps": 1, "checkpointing_steps": 1}))
-    words = ["--recipes", str(tmp_path / "recipe.yaml"), "--runs_dir", str(tmp_path / "runs"), "--jobs", "1"]
-    words += [
-        "--results",
-        str(tmp_path / "sweep.csv"),
-        "--sparsities",
-        "0.5",
-        "--experts",
-        "1",
-        "--rates",
-        "0.1",
-        "0.2",
-    ]
-    words += ["--evaluation_episodes", "2"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the runs, and is as it was when the test ends
+    small = {"max_steps": 1, "episodes_per_step": 1, "max_support": 20, "validation_episodes": 1}
+    recipe = yaml.safe_load(DEMO_RECIPE.read_text()) | small | {"validation_steps": 1, "checkpointing_steps": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = (
+        f"--recipes {tmp_path}/recipe.yaml --runs_dir {tmp_path}/runs --results {tmp_path}/sweep.csv --jobs 1".split()
+    )
+    words += "--sparsities 0.5 --experts 1 --rates 0.1 0.2 --evaluation_episodes 2".split()
     sweep.main(words)
     cells = read_sweep(tmp_path / "sweep.csv")
     assert [(cell.target_sparsity, cell.num_experts, cell.delta_lr) for cell in cells] == [(0.5, 1, 0.1), (0.5, 1, 0.2)]

@@ -23,10 +23,10 @@ def test_every_cell_is_run_once_with_its_settings_before_the_recipes(
     small = {"max_steps": 1, "episodes_per_step": 1, "max_support": 20, "validation_episodes": 1}
     recipe = yaml.safe_load(DEMO_RECIPE.read_text()) | small | {"validation_steps": 1, "checkpointing_steps": 1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    words = (
-        f"--recipes {tmp_path}/recipe.yaml --runs_dir {tmp_path}/runs --results {tmp_path}/sweep.csv --jobs 1".split()
-    )
-    words += "--sparsities 0.5 --experts 1 --rates 0.1 0.2 --evaluation_episodes 2".split()
+    places = {"--recipes": "recipe.yaml", "--runs_dir": "runs", "--results": "sweep.csv"}
+    words = [word for name, place in places.items() for word in (name, str(tmp_path / place))]
+    words += ["--jobs", "2", "--sparsities", "0.5", "--experts", "1", "--rates", "0.1", "0.2"]
+    words += ["--evaluation_episodes", "2"]
     sweep.main(words)
     cells = read_sweep(tmp_path / "sweep.csv")
     assert [(cell.target_sparsity, cell.num_experts, cell.delta_lr) for cell in cells] == [(0.5, 1, 0.1), (0.5, 1, 0.2)]

@@ -38,31 +38,29 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     classifiers can share one; scikit-learn's `clone` shares it, too.
 
     Args:
-        model (`nn.Module`): A backbone from transformers, or one with a PEFT adapter, or any module that maps pixels
+        model: A backbone from transformers, or one with a PEFT adapter, or any module that maps pixels
             `[N, 3, H, W]` to features.
-        image_processor (*optional*): The model's image processor, or an `ImageTransform`. Not needed where images are
-            given as pixels.
-        adaptation (`str`, *optional*, defaults to `"prototype"`): `"prototype"`: no gradient step; `"full"` or
-            `"lora"`: fine-tune all weights, or LoRA on attention, on the examples.
-        steps (`int`, *optional*, defaults to 50): Steps of fine-tuning.
-        learning_rate (`float` or `"auto"`, *optional*, defaults to `"auto"`): Of fine-tuning. `"auto"` tries a few
-            rates on examples that are left out in turn, and says first how long that takes; not fine-tuning at all is
-            one of its choices.
-        augment (`bool`, *optional*, defaults to `True`): Fine-tune on images changed at random (DiffAugment). It
-            mirrors images: turn it off where left and right matter, as in writing.
-        batch_size (`int`, *optional*, defaults to 64): Images that go through the backbone at a time.
-        device (`str` or `torch.device`, *optional*): Where to compute; where the model is, by default. A model that is
-            elsewhere is copied there.
-        seed (`int`, *optional*, defaults to 0): Of what fine-tuning draws.
-        verbose (`bool`, *optional*, defaults to `True`): Say on stderr how long choosing a learning rate will take.
+        image_processor: The model's image processor, or an `ImageTransform`. Not needed where images are given as
+            pixels.
+        adaptation: `"prototype"`: no gradient step; `"full"` or `"lora"`: fine-tune all weights, or LoRA on attention,
+            on the examples.
+        steps: Steps of fine-tuning.
+        learning_rate: Of fine-tuning. `"auto"` tries a few rates on examples that are left out in turn, and says first
+            how long that takes; not fine-tuning at all is one of its choices.
+        augment: Fine-tune on images changed at random (DiffAugment). It mirrors images: turn it off where left and
+            right matter, as in writing.
+        batch_size: Images that go through the backbone at a time.
+        device: Where to compute; where the model is, by default. A model that is elsewhere is copied there.
+        seed: Of what fine-tuning draws.
+        verbose: Say on stderr how long choosing a learning rate will take.
 
     Attributes:
-        classes_ (`ndarray`): The class names, sorted; columns of `predict_proba` are in this order.
-        learning_rate_ (`float`): The rate of fine-tuning; 0 where there was none.
-        task_ (`AdaptedTask`): The examples' prototypes, task weights and expert weights.
-        model_ (`nn.Module`): `model`, or its copy on `device`.
-        transform_ (`ImageTransform`): What makes pixels of images.
-        image_size_ (`tuple[int, int]`): Height and width of the pixels.
+        classes_: The class names, sorted; columns of `predict_proba` are in this order.
+        learning_rate_ (float): The rate of fine-tuning; 0 where there was none.
+        task_ (AdaptedTask): The examples' prototypes, task weights and expert weights.
+        model_ (nn.Module): `model`, or its copy on `device`.
+        transform_ (ImageTransform): What makes pixels of images.
+        image_size_ (tuple[int, int]): Height and width of the pixels.
 
     Example:
         >>> classifier = FewShotClassifier.from_pretrained("facebook/dino-vits16")  # doctest: +SKIP

@@ -30,40 +30,37 @@ class SMATConfig(PeftConfig):
     and bare parameters such as the class token. Classification heads are left alone.
 
     Args:
-        num_experts (`int`, *optional*, defaults to `8`): Number of experts M: gates over the one shared delta.
-        target_sparsity (`float`, *optional*, defaults to `0.9`): Share of each expert's gates that training closes.
-        sparsity_pattern (`str`, *optional*, defaults to `"learned"`): `"learned"` gates, or a fixed pattern:
-            `"dense"`, `"random"`, `"magnitude"`.
-        gate_granularity (`str`, *optional*, defaults to `"element"`): A gate per `"element"`, or `"structured"`: per
-            input column of a matrix, per output channel of a convolution, per element of vectors.
-        gate_init_std (`float`, *optional*, defaults to `0.5`): Standard deviation of the initial gate logits.
-        gate_eval (`str`, *optional*, defaults to `"reference"`): Gates used in evaluation: the `"reference"`'s, which
-            are denser than those trained, or the very gates that were trained (`"train"`).
-        router_pooling (`str`, *optional*, defaults to `"mean"`): Task embedding: the `"mean"` over classes, or the
-            `"first"` class (the reference's, which depends on how classes are numbered).
-        router_heads (`int`, *optional*, defaults to `4`): Attention heads of the router's block; where they do not
-            divide the feature width, the largest smaller number that does.
-        router_mlp_ratio (`float`, *optional*, defaults to `2.0`): Hidden width of its MLP over the feature width.
-        router_skill_tokens (`int`, *optional*, defaults to `4`): Learned tokens beside the class prototypes.
-        router_spectral_norm (`bool`, *optional*, defaults to `True`): Spectral norm of its linear weights.
-        router_temperature (`tuple[float, float]`, *optional*, defaults to `(5.0, 0.5)`): First and last temperature.
-        router_temperature_episodes (`int`, *optional*, defaults to `18000`): Training episodes between them.
-        feature (`str`, *optional*, defaults to `"auto"`): Feature of an image: `"cls"` token, `"mean"` over positions,
-            `"pooler"` output, the path of a module whose output it is, or `"auto"` by the kind of backbone. Also
-            `"reference_cls"`: a ViT's class token, its position embeddings interpolated as the reference does it.
-        feature_dim (`int`, *optional*): Width of the feature; read from the model's config where not given. Where it
-            is not to be found there is no router and experts are mixed evenly.
-        target_modules (`str | list[str]`, *optional*): Modules to adapt: a regular expression, names or their endings,
-            or `"all-linear"`.
-        target_parameters (`list[str]`, *optional*): Parameters to adapt, by name or its ending.
-        exclude_modules (`str | list[str]`, *optional*): Modules to leave alone.
-        layers_to_transform (`int | list[int]`, *optional*): Indices of the layers to adapt.
-        layers_pattern (`str | list[str]`, *optional*): Name of the list those layers are in.
-        modules_to_save (`list[str]`, *optional*): Modules trained and saved whole beside the adapter.
-        init_weights (`bool`, *optional*, defaults to `True`): Start from a zero delta, which changes nothing. `False`
-            draws a random one, for tests.
-        packed (`dict`, *optional*): Header of an adapter in packed form, as [`pack_adapter`] writes it; `None` where
-            the adapter can be trained.
+        num_experts: Number of experts M: gates over the one shared delta.
+        target_sparsity: Share of each expert's gates that training closes.
+        sparsity_pattern: `"learned"` gates, or a fixed pattern: `"dense"`, `"random"`, `"magnitude"`.
+        gate_granularity: A gate per `"element"`, or `"structured"`: per input column of a matrix, per output channel of
+            a convolution, per element of vectors.
+        gate_init_std: Standard deviation of the initial gate logits.
+        gate_eval: Gates used in evaluation: the `"reference"`'s, which are denser than those trained, or the very gates
+            that were trained (`"train"`).
+        router_pooling: Task embedding: the `"mean"` over classes, or the `"first"` class (the reference's, which
+            depends on how classes are numbered).
+        router_heads: Attention heads of the router's block; where they do not divide the feature width, the largest
+            smaller number that does.
+        router_mlp_ratio: Hidden width of its MLP over the feature width.
+        router_skill_tokens: Learned tokens beside the class prototypes.
+        router_spectral_norm: Spectral norm of its linear weights.
+        router_temperature: First and last temperature.
+        router_temperature_episodes: Training episodes between them.
+        feature: Feature of an image: `"cls"` token, `"mean"` over positions, `"pooler"` output, the path of a module
+            whose output it is, or `"auto"` by the kind of backbone. Also `"reference_cls"`: a ViT's class token, its
+            position embeddings interpolated as the reference does it.
+        feature_dim: Width of the feature; read from the model's config where not given. Where it is not to be found
+            there is no router and experts are mixed evenly.
+        target_modules: Modules to adapt: a regular expression, names or their endings, or `"all-linear"`.
+        target_parameters: Parameters to adapt, by name or its ending.
+        exclude_modules: Modules to leave alone.
+        layers_to_transform: Indices of the layers to adapt.
+        layers_pattern: Name of the list those layers are in.
+        modules_to_save: Modules trained and saved whole beside the adapter.
+        init_weights: Start from a zero delta, which changes nothing. `False` draws a random one, for tests.
+        packed: Header of an adapter in packed form, as [`pack_adapter`] writes it; `None` where the adapter can be
+            trained.
 
     Example:
         ```py

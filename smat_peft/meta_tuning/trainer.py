@@ -142,10 +142,12 @@ class MetaTrainer:
             except RuntimeError as error:
                 if self.accelerator.num_processes == 1 or not is_of_lost_process(error):
                     raise
-                raise SmatError(
+                message = (
                     f"another process of this run is gone, in update {self.step}; go on with "
                     f"--resume_from_checkpoint latest ({' '.join(str(error).split())})"
-                ) from error
+                )
+                logger.error(message)  # at once: the launcher may end this process before it says so itself
+                raise SmatError(message) from error
             if self.best.step is not None:
                 folder, tensors = self.best.load()
                 self.tensors.load_learned(tensors, folder)

@@ -79,7 +79,7 @@ def test_they_learn_what_one_does_also_where_an_episode_of_one_is_not_finite(
 def test_a_lost_process_ends_the_others_with_a_message_and_a_whole_checkpoint(alone: Path, tmp_path: Path) -> None:
     ended = launch(2, "lose", tmp_path)
     assert ended.returncode != 0
-    assert "error: another process of this run is gone, in update" in ended.stderr
+    assert "another process of this run is gone, in update" in ended.stderr
     assert "go on with --resume_from_checkpoint latest" in ended.stderr
     (latest,) = checkpoints(tmp_path)
     assert load_checkpoint(latest).state["step"] == CUT

@@ -28,6 +28,7 @@ from coverage import CoverageData
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_BEHIND = (".git", "outputs", "build", "__pycache__", ".hypothesis")
 ROOMS = ("experts", "tuner", "episodes", "meta_tuning")
+USAGE_ERROR = 4  # pytest's exit status where a test is not found
 LONGEST_HOURS = 0.5  # a break that makes the tests run on and on is caught by that
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -142,7 +143,7 @@ class Covered:
         of_lines = {name for line in range(broken.first, broken.last + 1) for name in contexts.get(line, ())}
         names = of_lines - {""} or {name for of_line in contexts.values() for name in of_line} - {""}
         room = broken.file.parts[1]
-        return sorted({name.split("|")[0] for name in names}, key=lambda name: (f"tests/{room}/" not in name, name))
+        return sorted({name.rpartition("|")[0] for name in names}, key=lambda name: (f"tests/{room}/" not in name, name))
 
 
 def run(broken: Break, tests: Sequence[str]) -> str:
@@ -168,8 +169,10 @@ def run(broken: Break, tests: Sequence[str]) -> str:
             return "it never ends"
     if ended.returncode == 0:
         return ""
+    if ended.returncode == USAGE_ERROR:
+        raise SystemExit(ended.stdout + ended.stderr)
     noticed = re.search(r"^(?:FAILED|ERROR) (\S+)", ended.stdout, re.MULTILINE)
-    return noticed[1] if noticed else "no test can be collected"
+    return noticed[1] if noticed else "no test can run"
 
 
 def main() -> int:

@@ -143,7 +143,8 @@ class Covered:
         of_lines = {name for line in range(broken.first, broken.last + 1) for name in contexts.get(line, ())}
         names = of_lines - {""} or {name for of_line in contexts.values() for name in of_line} - {""}
         room = broken.file.parts[1]
-        return sorted({name.rpartition("|")[0] for name in names}, key=lambda name: (f"tests/{room}/" not in name, name))
+        tests = {name.rpartition("|")[0] for name in names}  # what follows is setup, run or teardown
+        return sorted(tests, key=lambda name: (f"tests/{room}/" not in name, name))
 
 
 def run(broken: Break, tests: Sequence[str]) -> str:

@@ -28,7 +28,6 @@ from coverage import CoverageData
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_BEHIND = (".git", "outputs", "build", "__pycache__", ".hypothesis")
 ROOMS = ("experts", "tuner", "episodes", "meta_tuning")
-USAGE_ERROR = 4  # pytest's exit status where a test is not found
 LONGEST_HOURS = 0.5  # a break that makes the tests run on and on is caught by that
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -170,8 +169,8 @@ def run(broken: Break, tests: Sequence[str]) -> str:
             return "it never ends"
     if ended.returncode == 0:
         return ""
-    if ended.returncode == USAGE_ERROR:
-        raise SystemExit(ended.stdout + ended.stderr)
+    if "ERROR: not found: " in ended.stdout + ended.stderr:
+        raise SystemExit(f"`make coverage` is not of this code:\n{ended.stdout}{ended.stderr}")
     noticed = re.search(r"^(?:FAILED|ERROR) (\S+)", ended.stdout, re.MULTILINE)
     return noticed[1] if noticed else "no test can run"
 

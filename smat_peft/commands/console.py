@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from smat_peft.errors import RunStoppedError, SmatError
@@ -16,11 +17,18 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run a command; an error that the user can mend is one line on stderr, and the exit status says so.
 
-    A run that was stopped is no error: what to do is all that its line says.
+    A run that was stopped is no error: what to do is all that its line says. A warning is one line, too, and one of
+    PEFT's and transformers' own is left out.
     """
+    form = warnings.formatwarning
     try:
-        command(argv)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+            command(argv)
     except SmatError as error:
         print(error if isinstance(error, RunStoppedError) else f"error: {error}", file=sys.stderr)
         return error.exit_status
+    finally:
+        warnings.formatwarning = form
     return 0

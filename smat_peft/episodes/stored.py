@@ -139,7 +139,7 @@ def _is_list_of_names(value: object) -> bool:
 def _check_names(origin: str, names: Iterable[str]) -> None:
     """Refuse names that are one in another Unicode form; warn of those that are one in another case."""
     forms: dict[str, str] = {}
-    cases: dict[str, str] = {}
+    cases: dict[str, list[str]] = {}
     for name in names:
         form = unicodedata.normalize("NFC", name)
         if form in forms:
@@ -148,13 +148,14 @@ def _check_names(origin: str, names: Iterable[str]) -> None:
                 "put them together or rename one"
             )
         forms[form] = name
-        if form.casefold() in cases:
-            warnings.warn(
-                f"{origin}: classes {cases[form.casefold()]!r} and {name!r} differ in upper and lower case alone; put "
-                "them together if they are one",
-                stacklevel=3,
-            )
-        cases.setdefault(form.casefold(), name)
+        cases.setdefault(form.casefold(), []).append(name)
+    if alike := [" and ".join(map(repr, of_case)) for of_case in cases.values() if len(of_case) > 1]:
+        others = f" ({len(alike) - 1} more of the kind)" if len(alike) > 1 else ""
+        warnings.warn(
+            f"{origin}: classes {alike[0]} differ in upper and lower case alone{others}; put them together if they are "
+            "one",
+            stacklevel=3,
+        )
 
 
 def _without_bad_images(

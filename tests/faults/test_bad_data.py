@@ -180,6 +180,10 @@ def test_classes_that_differ_in_case_alone_are_warned_of(tmp_path: Path) -> None
     class_of("Cat", "cat")(folder)
     with pytest.warns(UserWarning, match="classes 'Cat' and 'cat' differ in upper and lower case alone"):
         load_domain(f"folder:{folder}")
+    class_of("DOG", "dog")(folder)
+    with pytest.warns(UserWarning, match=r"'Cat' and 'cat' differ .* alone \(1 more of the kind\)") as found:
+        load_domain(f"folder:{folder}")
+    assert len(found) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_domain(f"folder:{folder_of(tmp_path / 'usual')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from peft import PeftConfig
 
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
+from smat_peft.experts.router import Router
 from smat_peft.tuner.tasks import find_router
 from tests.tuner.backbones import BACKBONES
 
@@ -132,3 +134,18 @@ def test_the_settings_of_the_router_reach_it() -> None:
     assert not router.spectral_norm
     assert router.temperature_range == (4.0, 1.0)
     assert router.temperature_episodes == 7
+
+
+def test_the_router_s_own_defaults_are_those_of_the_configuration() -> None:
+    own = {name: parameter.default for name, parameter in inspect.signature(Router).parameters.items()}
+    config = SMATConfig()
+    for name in (
+        "heads",
+        "mlp_ratio",
+        "skill_tokens",
+        "spectral_norm",
+        "pooling",
+        "temperature",
+        "temperature_episodes",
+    ):
+        assert own[name] == getattr(config, f"router_{name}"), name

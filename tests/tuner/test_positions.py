@@ -15,6 +15,7 @@ from smat_peft.errors import ConfigurationError
 from smat_peft.few_shot import Adaptation, adapt_to_support
 from smat_peft.few_shot.adaptation import task_features
 from smat_peft.tuner.features import extract_features
+from smat_peft.tuner.positions import positions_by_scale_factor
 from tests.tuner.backbones import BACKBONES, task_images
 
 LARGE = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
@@ -48,6 +49,25 @@ def test_at_the_size_of_pre_training_it_is_the_class_token(make_vit: Callable[..
     assert torch.equal(
         extract_features(make_vit(), images, "reference_cls"), extract_features(make_vit(), images, "cls")
     )
+
+
+@torch.no_grad()
+def test_the_owner_of_the_embeddings_is_found_among_modules_like_it(
+    make_vit: Callable[..., ViTModel],
+) -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position_embeddings = torch.nn.Parameter(torch.zeros(1))
+            self.vit = make_vit()
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.vit(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+
+    wrapper = Wrapper()
+    with positions_by_scale_factor(wrapper):
+        found = wrapper(LARGE)
+    torch.testing.assert_close(found, extract_features(make_vit(), LARGE, "reference_cls"))
 
 
 @torch.no_grad()

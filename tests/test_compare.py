@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 
 from comparison import training
+from comparison.ledger import LEDGER
 from comparison.measuring import Look, take_look
-from comparison.reporting import RUNS, reached_sooner, read_all, report
+from comparison.reporting import reached_sooner, read_all, report
 from comparison.rows import CLAIMS, DENSE, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, WISE
 from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
+from smat_peft.episodes.builtin import ROLES
 from smat_peft.evaluation import Record
 from smat_peft.evaluation.claims import Claim, Comparison, judge
 from smat_peft.evaluation.predictors import BACKBONE
@@ -26,61 +29,119 @@ from smat_peft.evaluation.records import Evaluation, Role
 
 
 def study(folder: Path, rows: Any = tuple(ROWS), quick: bool = False, seeds: int = 2) -> Study:
-    return Study(argparse.Namespace(rows=rows, quick=quick, seeds=seeds, runs_dir=folder))
+    arguments = argparse.Namespace(rows=rows, quick=quick, seeds=seeds, runs_dir=folder, episodes=3)
+    arguments.tuned_seeds, arguments.tuned_episodes = (0, 0) if quick else (1, 2)
+    return Study(arguments, folder / "results")
 
 
 def finish(folder: Path, **figures: Any) -> None:
     """As a run of the meta-tuner leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {"sparsity": [0.6, 0.8], "validation_accuracy": 0.5, "dev_ood_accuracy": 0.5}
-    common |= {"settings": {"delta_lr": 0.2}, "training_seconds": 60.0, "merged_sparsity": 0.5}
+    common |= {"settings": {"delta_lr": 0.2, "episodes_per_step": 4}, "training_seconds": 60.0, "merged_sparsity": 0.5}
+    common["log"] = [{"step": 40, "validation_accuracy": 0.5}]
     (folder / "metrics.json").write_text(json.dumps(common | figures))
 
 
 def test_the_rate_is_the_one_that_scores_best_on_validation_classes_and_dev_domains(tmp_path: Path) -> None:
     compared = study(tmp_path)
-    for run, validation, dev in zip(compared.search(DENSE), (0.9, 0.7, 0.5), (0.1, 0.6, 0.7), strict=True):
-        finish(run.folder, validation_accuracy=validation, dev_ood_accuracy=dev)
+    for rate, validation, dev in zip(RATES, (0.9, 0.7, 0.5), (0.1, 0.6, 0.7), strict=True):
+        finish(compared.trial(DENSE, rate).folder, validation_accuracy=validation, dev_ood_accuracy=dev)
     assert compared.rate(DENSE) == RATES[1]
     assert compared.rate(WISE) == RATES[1]  # what it changes was trained with that one
 
 
 def test_a_row_of_a_given_sparsity_waits_for_smat_and_gets_the_sparsity_of_its_evaluated_gates(tmp_path: Path) -> None:
     compared = study(tmp_path, quick=True)
-    run = compared.train("random experts", 1)
-    assert not run.is_ready
+    run = compared.training("random experts", 1)
+    assert not run.is_ready()
     finish(compared.folder(SMAT, 0), sparsity=[0.1])
-    assert not run.is_ready
+    assert not run.is_ready()
     finish(compared.folder(SMAT, 1))
-    assert run.is_ready
+    assert run.is_ready()
     assert "--target_sparsity=0.7000" in run.words()
-    assert not any("sparsity" in word for word in compared.train(DENSE, 1).words())
+    assert not any("sparsity" in word for word in compared.training(DENSE, 1).words())
 
 
 def test_what_is_made_of_an_adapter_waits_for_it_and_is_not_trained(tmp_path: Path) -> None:
     compared = study(tmp_path, quick=True)
-    run = compared.train(WISE, 0)
-    assert not run.is_ready
+    run = compared.training(WISE, 0)
+    assert not run.is_ready()
     finish(compared.folder(DENSE, 0))
+    assert run.is_ready()
     assert {"--max_steps=0", f"--adapter_name_or_path={compared.folder(DENSE, 0)}"} <= set(run.words())
 
 
 def test_every_row_has_as_many_trials_and_one_run_a_seed(tmp_path: Path) -> None:
-    runs = study(tmp_path, seeds=3).runs()
-    assert len({run.folder for run in runs}) == len(runs)
-    trials = [run for run in runs if "search" in run.folder.parts]
-    assert len(trials) == 14 * len(RATES)  # the others take over a rate
-    assert len(runs) - len(trials) == 3 * len(ROWS)
+    compared = study(tmp_path, seeds=3)
+    trials = compared.searches()
+    assert len({run.name for run in trials}) == len(trials) == 14 * len(RATES)  # the others take over a rate
+    assert [run.folder for run in compared.trainings(2)] == [compared.folder(name, 2) for name in ROWS]
 
 
-def test_runs_that_are_done_are_not_done_again_and_bases_come_first(
+def look_at(compared: Study, name: str, seed: int) -> None:
+    """Records as looks leave them."""
+    for look in compared.looks(name, seed):
+        for predictor in look.predictors:
+            everything = [
+                Record(predictor, domain, role, index, 5, 5, 25, 0.5, seed=seed, adaptation=look.adaptation.kind)
+                for role, names in ROLES.items()
+                for domain in names
+                for index in range(look.episodes)
+            ]
+            write_records(look.records(compared.results), Evaluation(everything))
+
+
+def test_a_run_whose_looks_are_taken_is_known_without_its_folder(tmp_path: Path) -> None:
+    compared = study(tmp_path, [WISE])
+    for name in compared.rows():
+        for rate in ROWS[name].rates:
+            finish(compared.trial(name, rate).folder)
+        finish(compared.folder(name, 0))
+    assert not compared.searches()
+    shutil.rmtree(tmp_path / "search")
+    assert not compared.searches()
+    assert compared.rate(SMAT) == RATES[0]
+
+    for name in compared.rows():
+        assert not compared.trainings(0)
+        look_at(compared, name, 0)
+    shutil.rmtree(tmp_path / "seed-0")
+    assert not study(tmp_path, [WISE]).trainings(0)
+    assert not any(compared.looks(name, 0) for name in compared.rows())
+
+
+def test_an_adapter_that_is_gone_is_trained_again_for_a_look_and_for_what_is_made_of_it(tmp_path: Path) -> None:
+    compared = study(tmp_path, [WISE], quick=True)
+    for name in (SMAT, DENSE):
+        finish(compared.folder(name, 0))
+        look_at(compared, name, 0)
+    assert [run.name for run in compared.trainings(0)] == ["seed-0/wise-ft"]
+    shutil.rmtree(tmp_path / "seed-0")
+    left = compared.trainings(0)
+    assert [run.name for run in left] == ["seed-0/dense-pmf", "seed-0/wise-ft"]
+    assert [run.is_ready() for run in left] == [True, False]
+    more = study(tmp_path, [SMAT])  # also with gradient steps
+    assert [look.kind for look in more.looks(SMAT, 0)] == ["prototypes of 5 shots", "full", "lora"]
+    assert [run.name for run in more.trainings(0)] == ["seed-0/smat"]
+
+
+def test_looks_at_fewer_episodes_than_are_wanted_are_taken_again(tmp_path: Path) -> None:
+    compared = study(tmp_path, quick=True)
+    look_at(compared, DENSE, 0)
+    assert not compared.looks(DENSE, 0)
+    compared.arguments.episodes += 1
+    assert len(compared.looks(DENSE, 0)) == 1
+
+
+def test_bases_come_first_and_what_is_not_needed_is_thrown_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[Path] = []
+    started: list[str] = []
 
     def start(run: training.Run, jobs: int) -> subprocess.Popen[bytes]:
         run.words()
-        started.append(run.folder)
+        started.append(run.name)
         finish(run.folder)
         (run.folder / "checkpoint-1").mkdir()
         return subprocess.Popen([sys.executable, "-c", ""])
@@ -89,12 +150,11 @@ def test_runs_that_are_done_are_not_done_again_and_bases_come_first(
     monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
     compared = study(tmp_path, quick=True, seeds=1)
     finish(compared.folder("LoRA", 0))
-    train_all(compared.runs(), 2)
+    train_all(compared.trainings(0), compared.ledger, 2)
     assert len(started) == len(ROWS) - 1
-    assert started.index(compared.folder(DENSE, 0)) < started.index(compared.folder(WISE, 0))
+    assert started.index("seed-0/dense-pmf") < started.index("seed-0/wise-ft")
     assert not list(tmp_path.rglob("checkpoint-*"))
-    train_all(compared.runs(), 2)
-    assert len(started) == len(ROWS) - 1
+    assert not compared.trainings(0)
 
 
 def test_a_run_that_fails_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +163,9 @@ def test_a_run_that_fails_is_named_with_its_log(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(training, "_start", fail)
     monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+    compared = study(tmp_path, [SMAT], quick=True, seeds=1)
     with pytest.raises(SystemExit, match=r"smat failed; see .*run\.log"):
-        train_all(study(tmp_path, [SMAT], quick=True, seeds=1).runs(), 1)
+        train_all(compared.trainings(0), compared.ledger, 1)
 
 
 def records(name: str, accuracy: float, seeds: Any, noise: float = 0.01) -> list[Record]:
@@ -144,9 +205,10 @@ def test_one_lost_comparison_loses_a_claim_and_one_that_is_missing_leaves_it_ope
 def test_the_report_says_of_every_claim_what_the_records_say(tmp_path: Path) -> None:
     everything = [*records(BACKBONE, 0.5, [None]), *records(SMAT, 0.6, [0, 1]), *records(DENSE, 0.62, [0, 1])]
     write_records(tmp_path / "prototype", Evaluation(everything))
-    run = {"row": SMAT, "seed": 0, "sparsity": [0.7], "merged_sparsity": 0.5, "delta_lr": 0.2, "training_seconds": 90.0}
-    run["curve"] = [(80, 0.7)]
-    (tmp_path / RUNS).write_text(json.dumps({"search": {}, "runs": [run]}))
+    run: dict[str, Any] = {"sparsity": [0.7], "merged_sparsity": 0.5, "delta_lr": 0.2, "training_seconds": 90.0}
+    run |= {"curve": [(80, 0.7)], "validation_accuracy": 0.5, "dev_ood_accuracy": 0.7}
+    trials = {f"search/smat/{rate:g}": run | {"validation_accuracy": rate} for rate in RATES}
+    (tmp_path / LEDGER).write_text(json.dumps({"seed-0/smat": run} | trials))
     text = report(tmp_path)
     line = {claim.sentence: next(line for line in text.splitlines() if claim.sentence in line) for claim in CLAIMS}
     assert "| holds " in line["above the backbone on ID"]
@@ -155,13 +217,14 @@ def test_the_report_says_of_every_claim_what_the_records_say(tmp_path: Path) -> 
     row = next(line for line in text.splitlines() if line.startswith("| SMAT "))
     assert "0.30" in row
     assert "1.5" in row
+    assert "| SMAT | 0.0125: 35.6, 0.05: 37.5, **0.2: 45.0** " in text
     assert (tmp_path / "comparison.png").is_file()
     assert json.loads((tmp_path / "comparison.json").read_text())["claims"][0]["verdict"] == "holds"
 
 
 def test_a_level_is_reached_sooner_if_it_is_so_for_the_seeds() -> None:
-    def run(row: str, seed: int, *accuracies: float) -> dict[str, Any]:
-        return {"row": row, "seed": seed, "curve": [(80 * (at + 1), each) for at, each in enumerate(accuracies)]}
+    def run(row: str, seed: int, *accuracies: float) -> tuple[str, int, dict[str, Any]]:
+        return row, seed, {"curve": [(80 * (at + 1), each) for at, each in enumerate(accuracies)]}
 
     dense = [run(DENSE, 0, 0.6, 0.7, 0.8), run(DENSE, 1, 0.5, 0.8, 0.7)]
     soon = reached_sooner([*dense, run(SMAT, 0, 0.8, 0.1, 0.1), run(SMAT, 1, 0.7, 0.7, 0.7)])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow import parquet
 from torch import Tensor, nn
 
 from comparison.rows import (
     FITTING_EPISODES,
-    FIVE_SHOT,
     QUERIES,
     REGRESSION,
     SHOTS,
@@ -27,6 +28,7 @@ from smat_peft.episodes.builtin import ROLES
 from smat_peft.episodes.cache import DEFAULT_MEBIBYTES
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.evaluation import EvaluationDomain, Predictor, evaluate, mean_expert_weights, prototype_predictor
+from smat_peft.evaluation.record_files import record_file
 from smat_peft.experts.router import even_weights
 from smat_peft.few_shot import Adaptation
 from smat_peft.few_shot.backbone import frozen_features
@@ -56,6 +58,29 @@ class Look:
     def __str__(self) -> str:
         return f"{self.name}, {self.kind}" + ("" if self.seed is None else f", seed {self.seed}")
 
+    @property
+    def adaptation(self) -> Adaptation:
+        """How the support is used."""
+        return Adaptation(self.kind) if self.kind in ("full", "lora") else Adaptation("prototype")
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """What is measured on the same episodes: the row, and what is made of the same model."""
+        if self.name == SMAT and self.kind == "prototype":
+            return (self.name, SMAT_EVEN, SMAT_MEAN)
+        return (self.name,) if self.folder or self.adaptation.takes_steps else (self.name, REGRESSION)
+
+    def records(self, results: Path) -> Path:
+        """The folder of its records."""
+        return results / self.kind.replace(" ", "-")
+
+    def is_taken(self, results: Path) -> bool:
+        """Whether all of its records are there."""
+        wanted = self.episodes * sum(map(len, ROLES.values()))
+        folder, kind = self.records(results), self.adaptation.kind
+        files = [record_file(folder, predictor, self.seed, kind) for predictor in self.predictors]
+        return all(file.is_file() and parquet.read_metadata(file).num_rows == wanted for file in files)
+
 
 def take_look(look: Look, results: Path, threads: int) -> str:
     """Evaluate on all domains and keep the records in a folder of `results`; returns what was looked at.
@@ -70,27 +95,26 @@ def take_look(look: Look, results: Path, threads: int) -> str:
         for name in names
     ]
     trained_on = [entry.domain for entry in domains if entry.role == "id"]
-    takes_steps = look.kind in ("full", "lora")
+    takes_steps = look.adaptation.takes_steps
     shape: dict[str, Any] = {"ways": WAYS, "shots": SHOTS[look.kind], "queries": QUERIES, "transform": transform}
     shape["cache"] = ImageCache(DEFAULT_MEBIBYTES)
     count = TUNING_EPISODES if takes_steps else FITTING_EPISODES
     validation = FixedEpisodes(trained_on, "validation", count, seed=1, **shape)
-    predictors: dict[str, Any] = {look.name: prototype_predictor(model)}
-    if look.folder is None and not takes_steps:
-        predictors[REGRESSION] = regression_predictor(model)
-    if look.name == SMAT and look.kind != FIVE_SHOT and not takes_steps:
-        even = even_weights(adapter_config(model).num_experts).weights
-        predictors[SMAT_EVEN] = prototype_predictor(model, even)
-        predictors[SMAT_MEAN] = prototype_predictor(model, mean_expert_weights(model, validation))
+    makers: dict[str, Callable[[], Predictor]] = {
+        look.name: lambda: prototype_predictor(model),
+        REGRESSION: lambda: regression_predictor(model),
+        SMAT_EVEN: lambda: prototype_predictor(model, even_weights(adapter_config(model).num_experts).weights),
+        SMAT_MEAN: lambda: prototype_predictor(model, mean_expert_weights(model, validation)),
+    }
     evaluate(
-        predictors,
+        {name: makers[name]() for name in look.predictors},
         domains,
         episodes=look.episodes,
-        adaptation=Adaptation(look.kind) if takes_steps else Adaptation("prototype"),
+        adaptation=look.adaptation,
         rate_selection="validation" if takes_steps else "given",
         validation=validation,
         training_seed=look.seed,
-        output_dir=results / look.kind.replace(" ", "-"),
+        output_dir=look.records(results),
         progress=False,
         **shape,
     )

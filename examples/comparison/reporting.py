@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from comparison.ledger import Ledger, selection_score
 from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN
 from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
 from smat_peft.evaluation.claims import Judgement, Measured, judge
@@ -22,14 +23,13 @@ from smat_peft.evaluation.tables import render_table
 
 ORDER = (BACKBONE, REGRESSION, *ROWS, SMAT_EVEN, SMAT_MEAN)
 ABOUT = ("density", "of all experts", "rate", "minutes", "seeds")
-RUNS = "runs.json"  # what is to be known of the runs, kept beside their records
 COLOURS = {"id": "#0072B2", "dev_ood": "#E69F00", "test_ood": "#D55E00"}  # Okabe and Ito 2008
 
 
 def report(results: Path) -> str:
     """The whole report in Markdown; also written beside the records, with its figures as JSON and a picture."""
     measured = read_all(results)
-    runs = json.loads((results / RUNS).read_text(encoding="utf-8"))
+    ledger = Ledger(results)
     kinds = [kind for kind in SHOTS if (BACKBONE, kind) in measured]
     differences = {
         key: pair_records(records, measured[BACKBONE, key[1]])
@@ -37,12 +37,14 @@ def report(results: Path) -> str:
         if key[0] != BACKBONE and key[1] in kinds
     }
     judgements = [judge(claim, measured) for claim in CLAIMS]
-    sooner = reached_sooner(runs["runs"])
+    sooner = reached_sooner(ledger)
     parts = [claims_table(judgements, sooner)]
     for kind in kinds:
-        parts += [f"### {_title(kind, measured)}", averages_table(kind, measured, differences, runs["runs"])]
+        parts += [f"### {_title(kind, measured)}", averages_table(kind, measured, differences, ledger)]
     if kinds:
         parts += ["### Per domain, by prototypes", domains_table(measured, differences)]
+    if any(ledger.trials(row) for row in ROWS):
+        parts += ["### Learning rates that were tried", trials_table(ledger)]
     text = "\n\n".join(parts) + "\n"
     results.mkdir(parents=True, exist_ok=True)
     (results / "comparison.md").write_text(text, encoding="utf-8")
@@ -62,13 +64,13 @@ def read_all(results: Path) -> Measured:
     return {key: measured[key] for key in sorted(measured, key=lambda key: (list(SHOTS).index(key[1]), _place(key[0])))}
 
 
-def reached_sooner(runs: Sequence[dict[str, Any]]) -> tuple[Interval, Verdict] | None:
+def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> tuple[Interval, Verdict] | None:
     """By how many training tasks SMAT is sooner at the accuracy that dense meta-tuning ends with, and the verdict.
 
     On validation classes of the training domains, seed by seed. A level that is never reached counts as reached one
     validation after the end.
     """
-    curves = {(run["row"], run["seed"]): run["curve"] for run in runs}
+    curves = {(row, seed): figures["curve"] for row, seed, figures in runs}
     seeds = [seed for name, seed in curves if name == DENSE and (SMAT, seed) in curves]
     if not seeds:
         return None
@@ -108,7 +110,7 @@ def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdic
 
 
 def averages_table(
-    kind: str, measured: Measured, differences: dict[tuple[str, str], PairedDifferences], runs: Sequence[dict[str, Any]]
+    kind: str, measured: Measured, differences: dict[tuple[str, str], PairedDifferences], ledger: Ledger
 ) -> str:
     """A line for each row: averages over the domains of a role, and their differences to the backbone."""
     header = ["", *(part for title in ROLE_TITLES.values() for part in (title, "to backbone"))]
@@ -119,7 +121,7 @@ def averages_table(
             cells.append(f"{100 * average(measured[name, kind], role):.1f}")
             paired = differences.get((name, kind))
             cells.append("" if paired is None else format_interval(paired.interval(paired.domains(role))))
-        rows.append([*cells, *_about(name, runs)])
+        rows.append([*cells, *_about(name, ledger)])
     header += ABOUT
     return render_table(header, rows, "<" + ">" * (len(header) - 1), "markdown")
 
@@ -139,6 +141,18 @@ def domains_table(measured: Measured, differences: dict[tuple[str, str], PairedD
         for domain, role in domains.items()
     ]
     return render_table(["domain", "role", BACKBONE, *names], rows, "<<" + ">" * (1 + len(names)), "markdown")
+
+
+def trials_table(ledger: Ledger) -> str:
+    """A line for each row that searched its learning rate: the score of each, that of the chosen one in bold."""
+    rows = []
+    for row in ROWS:
+        scores = {rate: selection_score(figures) for rate, figures in ledger.trials(row).items()}
+        cells = {rate: f"{rate:g}: {100 * score:.1f}" for rate, score in scores.items()}
+        if scores:
+            best = max(scores, key=lambda rate: scores[rate])
+            rows.append([row, ", ".join([*(cells | {best: f"**{cells[best]}**"}).values()])])
+    return render_table(["", "learning rate: accuracy on validation classes and dev-OOD"], rows, "<<", "markdown")
 
 
 def as_json(differences: dict[tuple[str, str], PairedDifferences], judgements: Sequence[Judgement]) -> dict[str, Any]:
@@ -201,9 +215,9 @@ def average(records: Iterable[Record], role: Role) -> float:
     return statistics.fmean(statistics.fmean(accuracies) for accuracies in by_domain.values())
 
 
-def _about(name: str, runs: Sequence[dict[str, Any]]) -> list[str]:
+def _about(name: str, ledger: Ledger) -> list[str]:
     """Density of an expert's gates and of all together, learning rate, minutes of training, seeds."""
-    own = [run for run in runs if run["row"] == name]
+    own = [figures for row, _, figures in ledger if row == name]
     if not own:
         return [""] * len(ABOUT)
     closed = [statistics.fmean(run["sparsity"]) for run in own if run["sparsity"]]

@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 
 from measure import Rounds, Side, compare, device_name, interleave, make_parser, report, start, sums
 from merging import Merging
+from smat_peft.evaluation.palette import BLUE, VERMILION
 from smat_peft.evaluation.tables import render_table
 from workloads import add_model_arguments, make_baseline, make_episodes, make_trainer, seconds_to_compile, with_changes
 
 PICTURE = Path(__file__).parent / "pictures" / "scaling.png"
-STYLES = {"ours": ("#0072B2", "o"), "baseline": ("#D55E00", "s")}  # Okabe and Ito 2008; apart without colour, too
+STYLES = {"ours": (BLUE, "o"), "baseline": (VERMILION, "s")}  # apart without colour, too
 PARAMETERS, EXPERTS, IMAGES = "million parameters", "experts", "images of an episode"
 
 

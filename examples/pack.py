@@ -23,7 +23,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from smat_peft import pack_adapter
 from smat_peft.commands.console import HelpFormatter, run_command
-from smat_peft.few_shot.loading import backbone_of, load_model
+from smat_peft.few_shot.loading import backbone_name, load_model
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def pack(argv: Sequence[str]) -> None:
     arguments = parse_arguments(argv)
     header = pack_adapter(
-        load_model(arguments.backbone or backbone_of(arguments.adapter), arguments.adapter),
+        load_model(arguments.backbone or backbone_name(arguments.adapter), arguments.adapter),
         arguments.output,
         dtype=TYPES[arguments.dtype],
         tolerance=arguments.tolerance,

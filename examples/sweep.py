@@ -37,8 +37,8 @@ from tqdm import tqdm
 
 from comparison.training import RECIPES
 from smat_peft.commands.console import HelpFormatter
-from smat_peft.commands.meta_tune import METRICS
 from smat_peft.commands.meta_tune import main as meta_tune
+from smat_peft.commands.results import METRICS
 from smat_peft.evaluation.analysis.sweep import SweepCell, write_sweep
 from smat_peft.evaluation.predictors import SMAT
 

@@ -22,7 +22,7 @@ from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
 from smat_peft.episodes.builtin import ROLES
 from smat_peft.evaluation import Record
-from smat_peft.evaluation.claims import Claim, Comparison, judge
+from smat_peft.evaluation.claims import Claim, Contrast, judge
 from smat_peft.evaluation.predictors import BACKBONE
 from smat_peft.evaluation.record_files import write_records
 from smat_peft.evaluation.records import Evaluation, Role
@@ -189,14 +189,14 @@ def test_a_claim_is_judged_by_the_interval_of_the_difference(difference: float, 
         (SMAT, "prototype"): records(SMAT, 0.5 + difference, [0, 1], noise=0.05),
         (DENSE, "prototype"): records(DENSE, 0.5, [0, 1], noise=0.05),
     }
-    claim = Claim("better", [Comparison(SMAT, DENSE, "test_ood", margin)])
+    claim = Claim("better", [Contrast(SMAT, DENSE, "test_ood", margin)])
     assert draws is not None
     assert judge(claim, measured).verdict == expected
 
 
 def test_one_lost_comparison_loses_a_claim_and_one_that_is_missing_leaves_it_open() -> None:
     measured = {(name, "prototype"): records(name, value, [0]) for name, value in (("a", 0.6), ("b", 0.5), ("c", 0.9))}
-    won, lost, missing = (Comparison("a", other, "id") for other in ("b", "c", "d"))
+    won, lost, missing = (Contrast("a", other, "id") for other in ("b", "c", "d"))
     assert judge(Claim("", [won]), measured).verdict == "holds"
     assert judge(Claim("", [won, missing]), measured).verdict is None
     assert judge(Claim("", [won, lost, missing]), measured).verdict == "does not hold"

@@ -16,8 +16,8 @@ import yaml
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.commands.classify import main as classify
 from smat_peft.commands.evaluate import main as evaluate
-from smat_peft.commands.meta_tune import DEMO_NOTE
 from smat_peft.commands.meta_tune import main as meta_tune
+from smat_peft.commands.results import DEMO_NOTE
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.sharing.model_card import write_model_card
 

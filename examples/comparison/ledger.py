@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from comparison.rows import ROWS, SEARCH_SEED
+from smat_peft.commands.results import METRICS
 from smat_peft.files import write_text
 
 LEDGER = "runs.json"
-METRICS = "metrics.json"
 KEPT = (
     *("sparsity", "merged_sparsity", "density_of_delta", "share_of_delta", "skipped_updates", "training_seconds"),
     *("validation_accuracy", "dev_ood_accuracy"),

@@ -16,6 +16,7 @@ from comparison.ledger import Ledger, selection_score
 from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN
 from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
 from smat_peft.evaluation.claims import Judgement, Measured, judge
+from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
 from smat_peft.evaluation.predictors import BACKBONE
 from smat_peft.evaluation.record_files import read_records
 from smat_peft.evaluation.records import ROLE_TITLES, Record, Role
@@ -23,7 +24,7 @@ from smat_peft.evaluation.tables import render_table
 
 ORDER = (BACKBONE, REGRESSION, *ROWS, SMAT_EVEN, SMAT_MEAN)
 ABOUT = ("density", "of all experts", "rate", "minutes", "seeds")
-COLOURS = {"id": "#0072B2", "dev_ood": "#E69F00", "test_ood": "#D55E00"}  # Okabe and Ito 2008
+COLOURS = {"id": BLUE, "dev_ood": ORANGE, "test_ood": VERMILION}
 
 
 def report(results: Path) -> str:
@@ -96,8 +97,8 @@ def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdic
             f"SMAT: {judgement.claim.sentence}",
             judgement.verdict or "not measured",
             "; ".join(
-                f"{comparison.baseline[0]} {format_interval(interval)}"
-                for comparison, interval in judgement.intervals.items()
+                f"{contrast.baseline[0]} {format_interval(interval)}"
+                for contrast, interval in judgement.intervals.items()
             ),
         ]
         for judgement in judgements
@@ -168,7 +169,7 @@ def as_json(differences: dict[tuple[str, str], PairedDifferences], judgements: S
                 "claim": judgement.claim.sentence,
                 "verdict": judgement.verdict,
                 "differences": [
-                    {**comparison._asdict(), **vars(interval)} for comparison, interval in judgement.intervals.items()
+                    {**contrast._asdict(), **vars(interval)} for contrast, interval in judgement.intervals.items()
                 ],
             }
             for judgement in judgements

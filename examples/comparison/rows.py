@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smat_peft.evaluation.claims import Claim, Comparison
+from smat_peft.evaluation.claims import Claim, Contrast
 from smat_peft.evaluation.predictors import BACKBONE, EVEN_MIX, FIXED_MEAN
 from smat_peft.evaluation.records import Role
 
@@ -71,8 +71,8 @@ FITTING_EPISODES = 10  # of each training domain's validation classes, for tempe
 TUNING_EPISODES = 2  # and for rates of fine-tuning
 
 
-def _on(role: Role, *baselines: str, kind: str = "prototype", margin: float = 0.0) -> list[Comparison]:
-    return [Comparison((SMAT, kind), (baseline, kind), role, margin) for baseline in baselines]
+def _on(role: Role, *baselines: str, kind: str = "prototype", margin: float = 0.0) -> list[Contrast]:
+    return [Contrast((SMAT, kind), (baseline, kind), role, margin) for baseline in baselines]
 
 
 def _main_claims(kind: str, dense: tuple[str, ...]) -> list[Claim]:
@@ -92,7 +92,7 @@ CLAIMS = [  # each begins "SMAT is" in a reader's mind
     *_main_claims("lora", (DENSE, TAUGHT)),
     Claim(
         "without a gradient step above the backbone with LoRA adaptation on OOD",
-        [Comparison((SMAT, FIVE_SHOT), (BACKBONE, "lora"), "test_ood")],
+        [Contrast((SMAT, FIVE_SHOT), (BACKBONE, "lora"), "test_ood")],
     ),
     Claim("learned gates above every hand-designed pattern on OOD", _on("test_ood", *HAND_DESIGNED)),
     Claim("better on OOD than with all gates open, and than with 99 % of them closed", _on("test_ood", OPEN, SPARSEST)),

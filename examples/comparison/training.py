@@ -17,10 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from comparison.ledger import METRICS, Ledger, run_name, selection_score, trial_name
+from comparison.ledger import Ledger, run_name, selection_score, trial_name
 from comparison.measuring import Look
 from comparison.rows import FINE_TUNED, HAS_ITS_OWN_SPARSITY, QUICK_RATES, ROWS, SEARCH_SEED, SHOTS, SMAT
 from smat_peft.assets import DEMO_RECIPE
+from smat_peft.commands.results import METRICS
 from smat_peft.evaluation.predictors import BACKBONE
 
 POLL_SECONDS = 1.0

@@ -66,7 +66,7 @@ from smat_peft.evaluation.analysis.sweep import draw_sweep, read_sweep
 from smat_peft.evaluation.predictors import SMAT
 from smat_peft.evaluation.protocol import EvaluationDomain, episode_samplers, evaluate
 from smat_peft.evaluation.routing import Routing
-from smat_peft.few_shot.loading import backbone_of, load_adapter, load_backbone
+from smat_peft.few_shot.loading import backbone_name, load_adapter, load_backbone
 from smat_peft.tuner.tasks import adapter_config, has_experts
 
 RECORDS = "learning_records"
@@ -178,7 +178,7 @@ def _draw_runs(arguments: argparse.Namespace, folder: Path) -> None:
 
 def _load(adapter: str, backbone: str | None) -> tuple[nn.Module, str]:
     """An adapter on its backbone, and the backbone's name."""
-    backbone = backbone or backbone_of(adapter)
+    backbone = backbone or backbone_name(adapter)
     model = load_adapter(load_backbone(backbone), adapter)
     return model.to(Accelerator().device), backbone
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.commands.checks import check_trackers
 from smat_peft.commands.methods import METHODS
 from smat_peft.episodes.draws import DomainWeights
 from smat_peft.errors import ConfigurationError
+from smat_peft.meta_tuning.arguments import MetaTuningArguments
 
 DATA_ROOT = "{data_root}"
 DOMAIN_KINDS = (
@@ -167,6 +169,16 @@ class SharingArguments:
     datasets: list[str] = field(
         default_factory=list, metadata={"help": "Data sets for the model card, by their names on the Hub."}
     )
+
+
+class Arguments(NamedTuple):
+    """All arguments of a run."""
+
+    meta_tuning: MetaTuningArguments
+    model: ModelArguments
+    data: DataArguments
+    launch: LaunchArguments
+    sharing: SharingArguments
 
 
 def _require_at_least(arguments: object, least: int, *names: str) -> None:

@@ -30,7 +30,7 @@ from smat_peft.evaluation.predictors import (
     prototype_predictor,
 )
 from smat_peft.evaluation.protocol import EvaluationDomain
-from smat_peft.few_shot.loading import backbone_of, load_backbone, load_model
+from smat_peft.few_shot.loading import backbone_name, load_backbone, load_model
 from smat_peft.tuner.tasks import has_experts
 
 HELP_WIDTH = 100
@@ -62,7 +62,7 @@ def backbone_of_adapters(adapters: Sequence[str]) -> str:
         CheckpointError: An adapter's configuration cannot be read, or does not say.
         ConfigurationError: They are of different ones.
     """
-    names = {adapter: backbone_of(adapter) for adapter in adapters}
+    names = {adapter: backbone_name(adapter) for adapter in adapters}
     if len(set(names.values())) > 1:
         listed = ", ".join(f"{adapter}: {name}" for adapter, name in names.items())
         raise ConfigurationError(f"the adapters are of different backbones ({listed}); evaluate them one by one")

@@ -18,14 +18,12 @@ earlier one's, so that a protocol (which domains, which test episodes) and setti
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,14 @@ from accelerate.utils import set_seed
 from peft import PeftModel, get_peft_model
 from transformers import HfArgumentParser
 
-from smat_peft.assets import DEMO_BACKBONE, DEMO_RECIPE
-from smat_peft.commands.arguments import DataArguments, LaunchArguments, ModelArguments, SharingArguments
+from smat_peft.assets import DEMO_RECIPE
+from smat_peft.commands.arguments import (
+    Arguments,
+    DataArguments,
+    LaunchArguments,
+    ModelArguments,
+    SharingArguments,
+)
 from smat_peft.commands.checks import check_image_size, list_left_out, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.methods import METHODS
@@ -44,39 +48,29 @@ from smat_peft.commands.plan import format_plan
 from smat_peft.commands.protocol import check_training, load_protocol, with_enough_classes
 from smat_peft.commands.recipe import leading_recipes, recipe_words
 from smat_peft.commands.replay import check_replay, format_replay
+from smat_peft.commands.results import refuse_to_overwrite, write_results
 from smat_peft.commands.share import Sharing
 from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform, load_image_transform
 from smat_peft.episodes.sampling import EpisodeSampler
-from smat_peft.errors import CheckpointError, ConfigurationError
+from smat_peft.errors import ConfigurationError
 from smat_peft.evaluation.fitting import mean_accuracy
-from smat_peft.evaluation.plots import plot_curves
 from smat_peft.evaluation.predictors import (
     BACKBONE,
-    SMAT,
     default_predictors,
     mean_expert_weights,
     prototype_predictor,
 )
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import Evaluation
-from smat_peft.evaluation.report import format_report, report_as_dict
+from smat_peft.evaluation.report import format_report
 from smat_peft.few_shot.loading import load_adapter, load_backbone
-from smat_peft.files import replacing, write_text
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import refuse_other_run
 from smat_peft.meta_tuning.lock import output_lock
 from smat_peft.meta_tuning.processes import create_accelerator
 from smat_peft.meta_tuning.trainer import MetaTrainer
-from smat_peft.sharing.eval_results import write_eval_results
-from smat_peft.sharing.model_card import write_model_card
-from smat_peft.tuner.tasks import has_experts, merged_sparsity, sparsity
-
-CARD, METRICS, CURVES = "README.md", "metrics.json", "curves.png"  # beside the adapter
-
-
-Arguments = tuple[MetaTuningArguments, ModelArguments, DataArguments, LaunchArguments, SharingArguments]
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -96,17 +90,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     *parts, unknown = parser.parse_args_into_dataclasses(ahead + method.words + words, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
-    meta_tuning, model, data, launch, sharing = parts
-    return meta_tuning, model, data, launch, sharing
+    return Arguments(*parts)
 
 
 def meta_tune(argv: Sequence[str]) -> None:
     """Plan, train, save, evaluate, report; from the first look at the output directory to the last, it is locked."""
     every = parse(argv)
-    arguments, launch = every[0], every[3]
-    output_dir = Path(arguments.output_dir)
-    sharing = Sharing(every[4], output_dir)
-    accelerator = _create_accelerator(launch, output_dir)
+    output_dir = Path(every.meta_tuning.output_dir)
+    sharing = Sharing(every.sharing, output_dir)
+    accelerator = _create_accelerator(every.launch, output_dir)
     with ExitStack() as held:
         if accelerator.is_main_process and output_dir.is_dir():
             held.enter_context(output_lock(output_dir))
@@ -119,7 +111,7 @@ def _meta_tune(every: Arguments, sharing: Sharing, accelerator: Accelerator, hel
     check_replay(launch.replay_episodes)
     if not arguments.resume_from_checkpoint:
         refuse_other_run(output_dir)
-        _refuse_to_overwrite(output_dir)
+        refuse_to_overwrite(output_dir)
     threads = launch.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     set_seed(arguments.seed)
@@ -159,25 +151,16 @@ def _meta_tune(every: Arguments, sharing: Sharing, accelerator: Accelerator, hel
         figures = _finish(model, model_arguments, validation, development)
         figures["training_seconds"] = time.perf_counter() - started
         trainer.save_model()
-        if trainer.log:
-            with replacing(output_dir / CURVES) as path:
-                plot_curves(trainer.log, path)
         evaluation = _evaluate(model, measured, data, model_arguments, transform, validation, cache)
         if evaluation is not None:
             accelerator.print("\n" + format_report(evaluation))
         origins = {entry.domain.name: entry.domain.origin for entry in measured}
         notes = {output_dir: ""} | sharing.pack(model, validation)
-        _write_results(sharing, model, every, trainer, evaluation, figures, origins, notes)
+        write_results(sharing, model, every, trainer, evaluation, figures, origins, notes)
         sharing.save_merged(model, transform, model_arguments.model_name_or_path)
         accelerator.print(f"\nEverything is in {output_dir}")
         for address in sharing.push():
             accelerator.print(f"Pushed to {address}")
-
-
-def _refuse_to_overwrite(output_dir: Path) -> None:
-    for name in (CARD, METRICS, CURVES):
-        if (output_dir / name).exists():
-            raise CheckpointError(f"{output_dir / name} would be overwritten; choose another --output_dir")
 
 
 def _create_accelerator(launch: LaunchArguments, output_dir: Path) -> Accelerator:
@@ -262,61 +245,6 @@ def _evaluate(
         seed=data.evaluation_seed,
         cache=cache,
     )
-
-
-def _write_results(
-    sharing: Sharing,
-    model: PeftModel,
-    arguments: Arguments,
-    trainer: MetaTrainer,
-    evaluation: Evaluation | None,
-    figures: dict[str, float],
-    origins: dict[str, str],
-    notes: dict[Path, str],
-) -> None:
-    """Figures beside the adapter, and a card in the folder of each of its forms, with a note on it."""
-    output_dir = sharing.output_dir
-    settings: dict[str, Any] = {name: value for part in arguments[:-1] for name, value in vars(part).items()}
-    report = {} if evaluation is None else report_as_dict(evaluation)
-    closed: list[float] = []
-    if has_experts(model):
-        closed = sparsity(model, training=False).tolist()
-        figures["merged_sparsity"] = merged_sparsity(model)
-    results = {
-        "settings": settings,
-        "evaluation": report,
-        "sparsity": closed,
-        **figures,
-        "skipped_updates": trainer.skipped,
-        "versions": {name: version(name) for name in ("smat_peft", "torch", "peft", "transformers", "accelerate")},
-        "log": trainer.log,
-    }
-    write_text(output_dir / METRICS, json.dumps(results, indent=1))
-    if not has_experts(model):
-        return  # PEFT has left its own card
-    model_arguments = arguments[1]
-    method = SMAT if model_arguments.method == "smat" else model_arguments.method
-    accuracies = {name: found["accuracy"][method] for name, found in report.get("domains", {}).items()}
-    write_eval_results(output_dir, accuracies, origins)
-    warning = DEMO_NOTE if model_arguments.model_name_or_path == DEMO_BACKBONE else ""
-    for folder, note in notes.items():
-        write_model_card(
-            folder,
-            name=sharing.name_of(folder),
-            base_model=model_arguments.model_name_or_path,
-            table_markdown="Not evaluated." if evaluation is None else format_report(evaluation, "markdown"),
-            metrics={name: accuracy["mean"] for name, accuracy in accuracies.items()},
-            origins=origins,
-            image_size=arguments[2].image_size,
-            license=sharing.arguments.license,
-            datasets=sharing.arguments.datasets,
-            settings=settings,
-            sparsity=closed,
-            note="\n\n".join(filter(None, (warning, note))),
-        )
-
-
-DEMO_NOTE = "This is the demo's adapter: it is for small pictures of letters and signs, not for photographs."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

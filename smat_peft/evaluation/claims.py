@@ -13,7 +13,7 @@ Measured = Mapping[tuple[str, str], Sequence[Record]]
 """Records of all training seeds by method and adaptation."""
 
 
-class Comparison(NamedTuple):
+class Contrast(NamedTuple):
     """A method is better than a baseline on the domains of a role, or worse by less than `margin` (a share).
 
     Each may be followed by an adaptation: `("SMAT", "lora")`.
@@ -27,10 +27,10 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that holds if all of its comparisons do."""
+    """A sentence that holds if all of its contrasts do."""
 
     sentence: str
-    comparisons: Sequence[Comparison]
+    contrasts: Sequence[Contrast]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Judgement:
 
     Attributes:
         claim: The claim.
-        intervals: By comparison, of the difference in accuracy; of those that could be made.
-        verdict: `"does not hold"` if that is so for one comparison.
+        intervals: By contrast, of the difference in accuracy; of those that could be made.
+        verdict: `"does not hold"` if that is so for one contrast.
     """
 
     claim: Claim
-    intervals: dict[Comparison, Interval]
+    intervals: dict[Contrast, Interval]
     verdict: Verdict | None
 
 
@@ -55,15 +55,15 @@ def judge(claim: Claim, measured: Measured) -> Judgement:
         DataError: Two methods were not measured on the same episodes, or were trained with other seeds.
     """
     intervals = {}
-    for comparison in claim.comparisons:
-        ours, theirs = (_key(side) for side in (comparison.method, comparison.baseline))
+    for contrast in claim.contrasts:
+        ours, theirs = (_key(side) for side in (contrast.method, contrast.baseline))
         if ours in measured and theirs in measured:
             differences = pair_records(measured[ours], measured[theirs])
-            intervals[comparison] = differences.interval(differences.domains(comparison.role))
-    verdicts = {verdict(interval, -comparison.margin) for comparison, interval in intervals.items()}
+            intervals[contrast] = differences.interval(differences.domains(contrast.role))
+    verdicts = {verdict(interval, -contrast.margin) for contrast, interval in intervals.items()}
     if "does not hold" in verdicts:
         return Judgement(claim, intervals, "does not hold")
-    if len(intervals) < len(claim.comparisons):
+    if len(intervals) < len(claim.contrasts):
         return Judgement(claim, intervals, None)
     return Judgement(claim, intervals, "holds" if verdicts == {"holds"} else "undecided")
 

@@ -10,17 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from smat_peft.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from smat_peft.evaluation.records import ROLE_TITLES, Evaluation
 
-# Okabe and Ito 2008: they stay apart for the colour-blind; shapes tell them apart without any colour
-STYLES = (
-    ("#000000", "o"),
-    ("#D55E00", "s"),
-    ("#0072B2", "^"),
-    ("#009E73", "D"),
-    ("#CC79A7", "v"),
-    ("#E69F00", "P"),
-)
+# shapes tell them apart without any colour
+STYLES = ((BLACK, "o"), (VERMILION, "s"), (BLUE, "^"), (GREEN, "D"), (PURPLE, "v"), (ORANGE, "P"))
 ROW_HEIGHT = 0.38  # of a domain, in inches
 PANEL_WIDTH = 5.2
 

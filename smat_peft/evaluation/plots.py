@@ -15,12 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from smat_peft.errors import DataError
+from smat_peft.evaluation.palette import BLUE, VERMILION
 
 SMOOTHED_SHARE = 0.05  # the running mean goes over this share of the points: enough to see a trend between episodes
-
-# two colours that stay apart for the colour-blind (Okabe and Ito 2008)
-TRAINING_COLOUR = "#0072B2"
-VALIDATION_COLOUR = "#D55E00"
 
 
 @dataclass(frozen=True)
@@ -68,14 +65,14 @@ def _draw(axes: Axes, panel: _Panel, log: Sequence[Mapping[str, Any]]) -> None:
         steps, values = np.array(training).T
         window = max(1, round(SMOOTHED_SHARE * len(values))) if panel.smoothed else 1
         if window > 1:
-            axes.plot(steps, panel.scale * values, color=TRAINING_COLOUR, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, panel.scale * values, color=BLUE, alpha=0.25, linewidth=0.8)
         label = "training" if window == 1 else f"training, mean of {window} points"
         marker = "o" if len(values) == 1 else None  # a line through one point would not be seen
         smooth = panel.scale * _running_mean(values, window)
-        axes.plot(steps, smooth, color=TRAINING_COLOUR, marker=marker, markersize=4, label=label)
+        axes.plot(steps, smooth, color=BLUE, marker=marker, markersize=4, label=label)
     if validation:
         steps, values = np.array(validation).T
-        axes.plot(steps, panel.scale * values, color=VALIDATION_COLOUR, marker="o", markersize=4, label="validation")
+        axes.plot(steps, panel.scale * values, color=VERMILION, marker="o", markersize=4, label="validation")
     axes.set(title=panel.title, xlabel="step", ylabel=panel.unit)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.grid(alpha=0.3)

@@ -14,7 +14,7 @@ from torch import Tensor
 from smat_peft.experts.gates import BLOCK, STRETCH_HIGH, STRETCH_LOW, by_expert, gate_sigmoid, stretch
 
 EXPERTS_AT_ONCE = 8  # in `mix`: as many as there are bits in a byte
-STRETCH = 4096  # terms that are summed in float32
+SUMMED_AT_ONCE = 4096  # terms in float32
 
 
 def merge(
@@ -101,9 +101,9 @@ def _mix(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """`left` `[A, n]` times `right.T` `[n, B]`, short stretches of it summed in float64: many terms cancel."""
-    stretches = zip(left.split(STRETCH, dim=1), right.split(STRETCH, dim=1), strict=True)
-    return torch.stack([a @ b.T for a, b in stretches]).sum(0, dtype=_exact_type(left))
+    """`left` `[A, n]` times `right.T` `[n, B]`, sums of few terms added in float64: many terms cancel."""
+    parts = zip(left.split(SUMMED_AT_ONCE, dim=1), right.split(SUMMED_AT_ONCE, dim=1), strict=True)
+    return torch.stack([a @ b.T for a, b in parts]).sum(0, dtype=_exact_type(left))
 
 
 def _exact_type(tensor: Tensor) -> torch.dtype:

@@ -53,10 +53,7 @@ class DiffAugment:
         """Move each image by whole pixels; what comes in from outside is 0."""
         height, width = images.shape[-2:]
         # All shifts of rows are drawn before those of columns.
-        rows, columns = (
-            self._shifted(len(images), height),
-            self._shifted(len(images), width),
-        )
+        rows, columns = self._shifted(len(images), height), self._shifted(len(images), width)
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         flat = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]  # [N, H, W]
         flat, inside = flat.to(images.device), inside.to(images.device)

@@ -115,14 +115,15 @@ def left_out_episodes(support: Float[Tensor, "N 3 H W"], labels: Int[Tensor, " N
     return episodes
 
 
-def _factor(kind: str) -> int:
-    return LORA_FACTOR if kind == "lora" else 1
-
-
 def seconds_of_a_step(model: nn.Module, episode: Episode, adaptation: Adaptation, batch_size: int) -> float:
+    """How long a step of fine-tuning takes, by a few on a task's support that change nothing worth a mention."""
     started = time.perf_counter()
     few = replace(adaptation, steps=TIMED_STEPS, learning_rate=1e-9)
     adapt_to_support(
         model, episode.support, episode.support_labels, experts="none", adaptation=few, batch_size=batch_size
     )
     return (time.perf_counter() - started) / TIMED_STEPS
+
+
+def _factor(kind: str) -> int:
+    return LORA_FACTOR if kind == "lora" else 1

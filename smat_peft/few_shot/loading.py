@@ -90,7 +90,7 @@ def find_model(
     return ModelSource(backbone, name, config.get("revision"), revision, token)
 
 
-def backbone_of(adapter: str | Path) -> str:
+def backbone_name(adapter: str | Path) -> str:
     """Name of the backbone that an adapter, a repository or a folder, was made for.
 
     Raises:

@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights
-from smat_peft.few_shot.backbone import (
-    DEFAULT_BATCH_SIZE,
-    device_of,
-    frozen_features,
-)
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, device_of, frozen_features
 from smat_peft.tuner import tasks
 
 

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.sampling import EpisodeSampler
-from smat_peft.evaluation.analysis.pictures import BLUE, ORANGE, Array, heat_map, pairs, picture
+from smat_peft.evaluation.analysis.pictures import Array, heat_map, pairs, picture
+from smat_peft.evaluation.palette import BLUE, ORANGE
 from smat_peft.evaluation.predictors import mean_expert_weights
 from smat_peft.experts.gates import gate_values
 from smat_peft.experts.prototypes import class_means, cosine_logits

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 
 from smat_peft.evaluation.analysis.gates import OpenGates
 from smat_peft.evaluation.analysis.layers import LAYER_TYPES, block_labels, layer_type
-from smat_peft.evaluation.analysis.pictures import BLUE, SKY, VERMILION, Array, picture
+from smat_peft.evaluation.analysis.pictures import Array, picture
+from smat_peft.evaluation.palette import BLUE, SKY, VERMILION
 
 OPEN = "open gates, % of weights"
 

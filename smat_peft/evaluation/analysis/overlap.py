@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from smat_peft.evaluation.analysis.gates import OpenGates
-from smat_peft.evaluation.analysis.pictures import BLUE, ORANGE, VERMILION, Array, heat_map, pairs, picture
+from smat_peft.evaluation.analysis.pictures import Array, heat_map, pairs, picture
+from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
 
 
 @dataclass(frozen=True)

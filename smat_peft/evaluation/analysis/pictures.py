@@ -17,10 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from smat_peft.evaluation.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+
 Array = NDArray[np.float64]
 
-# colours that stay apart for the colour-blind (Okabe and Ito 2008)
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = "osD^vPX*"
 

@@ -27,6 +27,8 @@ from comparison.rows import QUICK_ROWS, ROWS
 from comparison.suite import freeze
 from comparison.training import Study, train_all
 
+QUICK = {"rows": list(QUICK_ROWS), "seeds": 1, "episodes": 50, "tuned_seeds": 0}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, train, look, report."""
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only_report", action="store_true", help="Report on the records that are there.")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.rows, arguments.seeds, arguments.episodes, arguments.tuned_seeds = list(QUICK_ROWS), 1, 50, 0
+        vars(arguments).update(QUICK)
     arguments.runs_dir = arguments.runs_dir or Path("outputs/compare-quick" if arguments.quick else "outputs/compare")
     results = arguments.results_dir or (arguments.runs_dir / "results" if arguments.quick else Path("docs/results"))
     if not arguments.only_report:

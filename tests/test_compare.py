@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import compare
 from comparison import training
 from comparison.ledger import LEDGER
 from comparison.measuring import Look, take_look
@@ -166,6 +168,25 @@ def test_a_run_that_fails_is_named_with_its_log(tmp_path: Path, monkeypatch: pyt
     compared = study(tmp_path, [SMAT], quick=True, seeds=1)
     with pytest.raises(SystemExit, match=r"smat failed; see .*run\.log"):
         train_all(compared.trainings(0), compared.ledger, 1)
+
+
+def test_a_quick_comparison_from_the_first_run_to_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    small = ("--max_steps=1", "--episodes_per_step=1", "--max_support=20", "--validation_episodes=1")
+    monkeypatch.setattr(training, "QUICK_WORDS", small)
+    monkeypatch.setitem(compare.QUICK, "episodes", 1)
+    monkeypatch.setitem(compare.QUICK, "rows", [SMAT, DENSE])
+    words = ["--quick", "--jobs", "2", "--runs_dir", str(tmp_path)]
+    compare.main(words)
+    text = capsys.readouterr().out
+    assert re.search(r"^\| SMAT: above the backbone on ID +\| (holds|does not hold|undecided) ", text, re.MULTILINE)
+    assert re.search(r"^\| dense \(PMF\) +\| .*\| 0\.05 \|", text, re.MULTILINE)  # the rate that is taken unsearched
+    shutil.rmtree(tmp_path / "seed-0")
+    monkeypatch.setattr(training, "_start", None)  # nothing is to be done again
+    compare.main(words)
+    assert capsys.readouterr().out == text
 
 
 def records(name: str, accuracy: float, seeds: Any, noise: float = 0.01) -> list[Record]:

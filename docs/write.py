@@ -1,9 +1,10 @@
-"""Write what README and docs take from runs: the demo's table and its model card.
+"""Write what README and docs take from runs: the demo's table and its model card, and the comparison's claims and tables.
 
     accelerate launch examples/meta_tune.py && python docs/write.py --demo outputs/demo
+    python examples/compare.py && python docs/write.py
     python docs/write.py --check
 
-What a run left is kept in docs/results/demo, so that the pages can be written again, and checked, without it.
+What a run left is kept in docs/results, so that the pages can be written again, and checked, without it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "docs" / "results" / "demo"
+RESULTS = ROOT / "docs" / "results"
+DEMO = RESULTS / "demo"
+COMPARISON = RESULTS / "comparison.md"  # claims first, then a section for each table
 CARD, FIGURES = "README.md", "metrics.json"
 CARD_PAGE = """\
 # What a model card looks like
@@ -32,12 +35,15 @@ This is the demo's; its head, between the lines of dashes, is what the Hub reads
 
 def pages() -> dict[Path, str]:
     """Each page that is written, with what it should hold."""
-    readme, card = ROOT / "README.md", (DEMO / CARD).read_text(encoding="utf-8")
+    readme, results = ROOT / "README.md", ROOT / "docs" / "results.md"
+    card, comparison = (path.read_text(encoding="utf-8").strip() for path in (DEMO / CARD, COMPARISON))
     table = re.search(r"^## Evaluation\n+(.*?)\n+## ", card, re.DOTALL | re.MULTILINE)
     assert table, f"{DEMO / CARD} has no evaluation"
+    front = between(readme.read_text(encoding="utf-8"), "table:demo", without_routing(table[1]))
     return {
-        readme: between(readme.read_text(encoding="utf-8"), "table:demo", without_routing(table[1])),
-        ROOT / "docs" / "card.md": CARD_PAGE.format(card=card.strip()),
+        readme: between(front, "table:claims", comparison.partition("\n\n###")[0]),
+        results: between(results.read_text(encoding="utf-8"), "table:comparison", comparison),
+        ROOT / "docs" / "card.md": CARD_PAGE.format(card=card),
     }
 
 

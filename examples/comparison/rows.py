@@ -9,9 +9,9 @@ from smat_peft.evaluation.predictors import BACKBONE, EVEN_MIX, FIXED_MEAN
 from smat_peft.evaluation.records import Role
 
 SEARCH_SEED = 100  # of the runs that rates are chosen by; none of those that are compared
-RATES = (0.0125, 0.05, 0.2)  # of the delta; at 0.8 SMAT and dense diverged
-FEW_PARAMETERS_RATES = (0.05, 0.2, 0.8)
-LORA_RATES = (5e-4, 2e-3, 8e-3)  # AdamW's
+RATES = (0.003125, 0.0125, 0.05, 0.2)  # of the delta; at 0.8 SMAT and dense diverged
+FEW_PARAMETERS_RATES = (0.0125, 0.05, 0.2, 0.8)
+LORA_RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)  # AdamW's
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ ROWS: dict[str, Row] = {
 }
 HAS_ITS_OWN_SPARSITY = ("smat", "soft-merge", "dense", "dense-teachers", "wise-ft", "lora")
 QUICK_ROWS = (SMAT, DENSE, "random experts")
-QUICK_RATES = {SMAT: 0.2, DENSE: 0.05}  # where nothing was searched; the second of the row's own otherwise
+QUICK_RATES = {SMAT: 0.2, DENSE: 0.0125}  # where nothing was searched; the third of the row's own otherwise
 FINE_TUNED = (SMAT, DENSE, TAUGHT)  # and the backbone: also by gradient steps on the support
 
 REGRESSION = f"{BACKBONE}, logistic regression"

@@ -120,11 +120,11 @@ class Study:
         return Path(self.arguments.runs_dir, run_name(name, seed))
 
     def rate(self, name: str) -> float:
-        """The learning rate that scored best in a row's search; its second in a quick comparison."""
+        """The learning rate that scored best in a row's search; its third in a quick comparison."""
         searched = self._searched(name)
         rates = ROWS[searched].rates
         if self.arguments.quick:
-            return QUICK_RATES.get(searched, rates[1])
+            return QUICK_RATES.get(searched, rates[2])
         return max(rates, key=lambda rate: selection_score(self._figures(trial_name(searched, rate))))
 
     def _kinds(self, name: str, seed: int) -> list[tuple[str, int]]:

@@ -245,6 +245,12 @@ def test_the_report_says_of_every_claim_what_the_records_say(tmp_path: Path) -> 
     assert json.loads((tmp_path / "comparison.json").read_text())["claims"][0]["verdict"] == "holds"
 
 
+def test_the_report_in_docs_is_what_its_records_give(tmp_path: Path) -> None:
+    kept = Path(__file__).parents[1] / "docs" / "results"
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    assert report(tmp_path) == (kept / "comparison.md").read_text(encoding="utf-8")
+
+
 def test_a_level_is_reached_sooner_if_it_is_so_for_the_seeds() -> None:
     def run(row: str, seed: int, *accuracies: float) -> tuple[str, int, dict[str, Any]]:
         return row, seed, {"curve": [(80 * (at + 1), each) for at, each in enumerate(accuracies)]}

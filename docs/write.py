@@ -1,4 +1,4 @@
-"""Write what README and docs take from runs: the demo's table and its model card, and the comparison's claims and tables.
+"""Write what README and docs take from runs: the demo's table and model card, the comparison's claims and tables.
 
     accelerate launch examples/meta_tune.py && python docs/write.py --demo outputs/demo
     python examples/compare.py && python docs/write.py

@@ -26,6 +26,7 @@ from comparison.reporting import report
 from comparison.rows import QUICK_ROWS, ROWS
 from comparison.suite import freeze
 from comparison.training import Study, train_all
+from smat_peft.evaluation.predictors import BACKBONE
 
 QUICK = {"rows": list(QUICK_ROWS), "seeds": 1, "episodes": 50, "tuned_seeds": 0}
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def compare(study: Study, jobs: int) -> None:
     """Search, then train and look, seed by seed."""
     train_all(study.searches(), study.ledger, jobs, "search")
-    take_looks(study.backbone_looks(), study.results, jobs, "looks at the backbone")
+    take_looks(study.looks(BACKBONE, None), study.results, jobs, "looks at the backbone")
     for seed in range(study.arguments.seeds):
         train_all(study.trainings(seed), study.ledger, jobs, f"runs of seed {seed}")
         looks = [look for name in study.rows() for look in study.looks(name, seed)]

@@ -35,6 +35,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from comparison.ledger import selection_score
 from comparison.training import RECIPES
 from smat_peft.commands.console import HelpFormatter
 from smat_peft.commands.meta_tune import main as meta_tune
@@ -76,7 +77,7 @@ class Cell:
         averages = {role: each["accuracy"][SMAT] for role, each in figures["evaluation"]["averages"].items()}
         return SweepCell(
             **self.settings,
-            validation_score=(figures["validation_accuracy"] + figures["dev_ood_accuracy"]) / 2,
+            validation_score=selection_score(figures),
             id_accuracy=averages["id"]["mean"],
             id_half_width=averages["id"]["half_width"],
             dev_ood_accuracy=averages["dev_ood"]["mean"],

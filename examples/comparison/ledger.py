@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,11 @@ def trial_name(row: str, rate: float) -> str:
 def selection_score(figures: dict[str, Any]) -> float:
     """What choices are made by: the mean of the accuracies on validation classes and on dev-OOD domains."""
     return float(figures["validation_accuracy"] + figures["dev_ood_accuracy"]) / 2
+
+
+def best_rate(scores: Mapping[float, float]) -> float:
+    """The learning rate that is chosen by the scores of all: the smallest of equals."""
+    return max(scores, key=lambda rate: scores[rate])
 
 
 class Ledger:

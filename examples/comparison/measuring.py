@@ -32,6 +32,7 @@ from smat_peft.evaluation.record_files import record_file
 from smat_peft.experts.router import even_weights
 from smat_peft.few_shot import Adaptation
 from smat_peft.few_shot.backbone import frozen_features
+from smat_peft.few_shot.fine_tuning import KINDS
 from smat_peft.few_shot.loading import load_model
 from smat_peft.few_shot.regression import frozen_regression
 from smat_peft.tuner.tasks import adapter_config
@@ -61,7 +62,7 @@ class Look:
     @property
     def adaptation(self) -> Adaptation:
         """How the support is used."""
-        return Adaptation(self.kind) if self.kind in ("full", "lora") else Adaptation("prototype")
+        return Adaptation(self.kind if self.kind in KINDS else "prototype")
 
     @property
     def predictors(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comparison.ledger import Ledger, selection_score
+from comparison.ledger import Ledger, best_rate, selection_score
 from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN
 from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
 from smat_peft.evaluation.claims import Judgement, Measured, judge
@@ -154,7 +154,7 @@ def trials_table(ledger: Ledger) -> str:
         scores = {rate: selection_score(figures) for rate, figures in ledger.trials(row).items()}
         cells = {rate: f"{rate:g}: {100 * score:.1f}" for rate, score in scores.items()}
         if scores:
-            best = max(scores, key=lambda rate: scores[rate])
+            best = best_rate(scores)
             rows.append([row, ", ".join([*(cells | {best: f"**{cells[best]}**"}).values()])])
     return render_table(["", "learning rate: accuracy on validation classes and dev-OOD"], rows, "<<", "markdown")
 

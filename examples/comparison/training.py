@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from comparison.ledger import Ledger, run_name, selection_score, trial_name
+from comparison.ledger import Ledger, best_rate, run_name, selection_score, trial_name
 from comparison.measuring import Look
 from comparison.rows import FINE_TUNED, HAS_ITS_OWN_SPARSITY, QUICK_RATES, ROWS, SEARCH_SEED, SHOTS, SMAT
 from smat_peft.assets import DEMO_RECIPE
@@ -27,11 +27,6 @@ from smat_peft.evaluation.predictors import BACKBONE
 POLL_SECONDS = 1.0
 RECIPES = (DEMO_RECIPE, Path(__file__).with_name("settings.yaml"))  # the second before the first
 QUICK_WORDS = ("--max_steps=120",)
-
-
-def sparsity_name(seed: int) -> str:
-    """The run of SMAT that gives others their sparsity."""
-    return trial_name(SMAT, QUICK_RATES[SMAT]) if seed == SEARCH_SEED else run_name(SMAT, seed)
 
 
 @dataclass(frozen=True)
@@ -98,14 +93,9 @@ class Study:
             lambda: self._has_sparsity(name, seed) and (base is None or self._has_adapter(base, seed)),
         )
 
-    def backbone_looks(self) -> list[Look]:
-        """The looks at the backbone that are left."""
-        looks = [Look(BACKBONE, None, None, kind, count) for kind, count in self._kinds(BACKBONE, 0)]
-        return [look for look in looks if not look.is_taken(self.results)]
-
-    def looks(self, name: str, seed: int) -> list[Look]:
-        """The looks at a row's run that are left."""
-        folder = self.folder(name, seed)
+    def looks(self, name: str, seed: int | None) -> list[Look]:
+        """The looks at a row's run, or at the backbone, which has no seed, that are left."""
+        folder = None if seed is None else self.folder(name, seed)
         looks = [Look(name, seed, folder, kind, count) for kind, count in self._kinds(name, seed)]
         return [look for look in looks if not look.is_taken(self.results)]
 
@@ -125,11 +115,11 @@ class Study:
         rates = ROWS[searched].rates
         if self.arguments.quick:
             return QUICK_RATES.get(searched, rates[2])
-        return max(rates, key=lambda rate: selection_score(self._figures(trial_name(searched, rate))))
+        return best_rate({rate: selection_score(self._figures(trial_name(searched, rate))) for rate in rates})
 
-    def _kinds(self, name: str, seed: int) -> list[tuple[str, int]]:
+    def _kinds(self, name: str, seed: int | None) -> list[tuple[str, int]]:
         """Adaptations that a row's run is looked at by, and how many episodes of each domain."""
-        tuned = name in (BACKBONE, *FINE_TUNED) and seed < self.arguments.tuned_seeds
+        tuned = name in (BACKBONE, *FINE_TUNED) and (seed or 0) < self.arguments.tuned_seeds
         return [
             (kind, self.arguments.episodes if kind == "prototype" else self.arguments.tuned_episodes)
             for kind in SHOTS
@@ -149,7 +139,7 @@ class Study:
         if self.arguments.quick:
             words += QUICK_WORDS
         if row.method not in HAS_ITS_OWN_SPARSITY:
-            closed = self._figures(sparsity_name(seed))["sparsity"]
+            closed = self._figures(_sparsity_name(seed))["sparsity"]
             words.append(f"--target_sparsity={statistics.fmean(closed):.4f}")
         if row.base is not None:
             words += [f"--adapter_name_or_path={self.folder(row.base, seed)}", "--max_steps=0"]
@@ -157,7 +147,7 @@ class Study:
 
     def _has_sparsity(self, name: str, seed: int) -> bool:
         """Whether it is known how sparse SMAT's gates are as they are evaluated, for a row that gets it from there."""
-        return ROWS[name].method in HAS_ITS_OWN_SPARSITY or self.ledger.figures(sparsity_name(seed)) is not None
+        return ROWS[name].method in HAS_ITS_OWN_SPARSITY or self.ledger.figures(_sparsity_name(seed)) is not None
 
     def _has_adapter(self, name: str, seed: int) -> bool:
         return (self.folder(name, seed) / METRICS).is_file()
@@ -213,3 +203,8 @@ def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+
+
+def _sparsity_name(seed: int) -> str:
+    """The run of SMAT that gives others their sparsity."""
+    return trial_name(SMAT, QUICK_RATES[SMAT]) if seed == SEARCH_SEED else run_name(SMAT, seed)

@@ -34,13 +34,7 @@ from peft import PeftModel, get_peft_model
 from transformers import HfArgumentParser
 
 from smat_peft.assets import DEMO_RECIPE
-from smat_peft.commands.arguments import (
-    Arguments,
-    DataArguments,
-    LaunchArguments,
-    ModelArguments,
-    SharingArguments,
-)
+from smat_peft.commands.arguments import Arguments, DataArguments, LaunchArguments, ModelArguments, SharingArguments
 from smat_peft.commands.checks import check_image_size, list_left_out, make_output_dir
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.methods import METHODS
@@ -48,7 +42,7 @@ from smat_peft.commands.plan import format_plan
 from smat_peft.commands.protocol import check_training, load_protocol, with_enough_classes
 from smat_peft.commands.recipe import leading_recipes, recipe_words
 from smat_peft.commands.replay import check_replay, format_replay
-from smat_peft.commands.results import refuse_to_overwrite, write_results
+from smat_peft.commands.results import refuse_to_overwrite, write_curves, write_results
 from smat_peft.commands.share import Sharing
 from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.fixed import FixedEpisodes
@@ -56,12 +50,7 @@ from smat_peft.episodes.images import ImageTransform, load_image_transform
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError
 from smat_peft.evaluation.fitting import mean_accuracy
-from smat_peft.evaluation.predictors import (
-    BACKBONE,
-    default_predictors,
-    mean_expert_weights,
-    prototype_predictor,
-)
+from smat_peft.evaluation.predictors import BACKBONE, default_predictors, mean_expert_weights, prototype_predictor
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import Evaluation
 from smat_peft.evaluation.report import format_report
@@ -151,6 +140,7 @@ def _meta_tune(every: Arguments, sharing: Sharing, accelerator: Accelerator, hel
         figures = _finish(model, model_arguments, validation, development)
         figures["training_seconds"] = time.perf_counter() - started
         trainer.save_model()
+        write_curves(trainer, output_dir)
         evaluation = _evaluate(model, measured, data, model_arguments, transform, validation, cache)
         if evaluation is not None:
             accelerator.print("\n" + format_report(evaluation))

@@ -35,6 +35,13 @@ def refuse_to_overwrite(output_dir: Path) -> None:
             raise CheckpointError(f"{output_dir / name} would be overwritten; choose another --output_dir")
 
 
+def write_curves(trainer: MetaTrainer, output_dir: Path) -> None:
+    """Draw the run's curves, where it has any: at once, for what follows takes longer."""
+    if trainer.log:
+        with replacing(output_dir / CURVES) as path:
+            plot_curves(trainer.log, path)
+
+
 def write_results(
     sharing: Sharing,
     model: PeftModel,
@@ -45,7 +52,7 @@ def write_results(
     origins: dict[str, str],
     notes: dict[Path, str],
 ) -> None:
-    """Write them.
+    """Write figures and cards.
 
     Args:
         sharing: Knows the output directory, and what its folders are called on the Hub.
@@ -58,9 +65,6 @@ def write_results(
         notes: The folders that get a card, and what it is to say beside the rest.
     """
     output_dir = sharing.output_dir
-    if trainer.log:
-        with replacing(output_dir / CURVES) as path:
-            plot_curves(trainer.log, path)
     settings: dict[str, Any] = {name: value for part in arguments[:-1] for name, value in vars(part).items()}
     report = {} if evaluation is None else report_as_dict(evaluation)
     closed: list[float] = []

@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from smat_peft.errors import ConfigurationError
 from smat_peft.few_shot.backbone import base_parameters, frozen_features, plain_copy, running_with
 from smat_peft.tuner import tasks
-from tests.tuner.backbones import BACKBONES, outputs, task_images
+from tests.tuner.backbones import BACKBONES, assert_same, outputs, task_images
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -16,7 +16,7 @@ def test_a_plain_copy_is_the_backbone_and_takes_no_memory(name):
     images, _ = task_images(0)
     copied = plain_copy(adapted, {})
     with torch.no_grad():  # attention is computed otherwise where there is a gradient
-        assert torch.equal(outputs(copied, images), outputs(plain, images))
+        assert_same(outputs(copied, images), outputs(plain, images))
     assert not any(isinstance(module, BaseTunerLayer) for module in copied.modules())
     assert copied.state_dict().keys() == plain.state_dict().keys()
     places = base_parameters(adapted)
@@ -61,8 +61,8 @@ def test_weights_are_in_force_inside_the_block_only_and_other_names_are_refused(
     images, _ = task_images(0)
     before = frozen_features(model, images)
     with running_with(model, {"layernorm.weight": torch.zeros(16)}):
-        assert not torch.equal(tasks.features(model, images), before)
-    assert torch.equal(frozen_features(model, images), before)
+        assert not torch.allclose(tasks.features(model, images), before, atol=1e-4)
+    assert_same(frozen_features(model, images), before)
     with (
         pytest.raises(ConfigurationError, match=r"no parameter 'layernorm\.scale'"),
         running_with(model, {"layernorm.scale": torch.zeros(16)}),

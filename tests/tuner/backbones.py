@@ -232,6 +232,11 @@ def outputs(model: nn.Module, images: Tensor) -> Tensor:
     return hidden if pooled is None else torch.cat([hidden, pooled.flatten(1)], dim=1)
 
 
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    """The same sums of the same numbers: some processors round by where in memory these lie, so not to the bit."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def task_images(seed: int, classes: int = 3, shots: int = 2) -> tuple[Tensor, Tensor]:
     """Support images of a task, each class around a centre of its own, and their labels."""
     generator = torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smat_peft import SMATConfig
 from smat_peft.tuner.tasks import adapter_gates, smat_layers
+from tests.tuner.backbones import assert_same
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -37,9 +38,10 @@ def test_task_after_task_is_written_to_the_same_tensors(model: PeftModel) -> Non
     first = copy.deepcopy(task_weights(model))
     model.adapt(*support(2))
     assert {name: weight.data_ptr() for name, weight in task_weights(model).items()} == addresses
-    assert any(not torch.equal(weight, first[name]) for name, weight in task_weights(model).items())
+    assert any(not torch.allclose(weight, first[name], atol=1e-4) for name, weight in task_weights(model).items())
     model.adapt(*support(1))
-    assert all(torch.equal(weight, first[name]) for name, weight in task_weights(model).items())
+    for name, weight in task_weights(model).items():
+        assert_same(weight, first[name])
 
 
 def test_weights_that_a_user_gave_are_not_written_to(model: PeftModel) -> None:
@@ -57,14 +59,14 @@ def test_tensors_of_inference_mode_are_not_written_to_outside_it(model: PeftMode
     expected = model.features(IMAGES)
     model.reset_task()
     model.adapt(*support(2))
-    assert torch.equal(model.features(IMAGES), expected)
+    assert_same(model.features(IMAGES), expected)
 
 
 def test_a_copy_does_not_write_to_the_original_s_task(model: PeftModel) -> None:
     model.adapt(*support(1))
     expected = model.features(IMAGES)
     copy.deepcopy(model).adapt(*support(2))
-    assert torch.equal(model.features(IMAGES), expected)
+    assert_same(model.features(IMAGES), expected)
 
 
 def kept(model: PeftModel) -> list[Tensor]:

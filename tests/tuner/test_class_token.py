@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from smat_peft.tuner.class_token import BLOCKS
 from smat_peft.tuner.features import extract_features
-from tests.tuner.backbones import BACKBONES, Backbone
+from tests.tuner.backbones import BACKBONES, Backbone, assert_same
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 WITH_CLASS_TOKEN = {
@@ -54,10 +54,14 @@ def test_features_and_gradients_are_those_of_the_whole_block(backbone: Backbone)
     found = extract_features(model, IMAGES, "cls")
     expected = hidden(model)[:, 0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    gradients = (torch.autograd.grad(f.square().sum(), parameters, allow_unused=True) for f in (found, expected))
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))  # squares of a LayerNorm's are 1
+    gradients = (torch.autograd.grad(f, parameters, direction, allow_unused=True) for f in (found, expected))
+    largest = 0.0
     for ours, theirs in zip(*gradients, strict=True):
         if theirs is not None:
-            assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-6
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+            largest = max(largest, float(theirs.abs().max()))
+    assert largest > 0.1
 
 
 def test_the_last_block_s_mlp_sees_one_token(backbone: Backbone) -> None:
@@ -73,7 +77,7 @@ def test_nothing_of_it_stays_with_the_model(backbone: Backbone) -> None:
     extract_features(model, IMAGES, "cls")
     with pytest.raises((RuntimeError, ValueError)):
         extract_features(model, IMAGES[:, :2], "cls")
-    assert torch.equal(hidden(model), expected)
+    assert_same(hidden(model), expected)
 
 
 def test_a_checkpointed_block_is_left_whole(make_vit: Any) -> None:

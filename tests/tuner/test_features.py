@@ -11,7 +11,7 @@ from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTForImageClassi
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.features import backbone_of, extract_features, feature_kind, feature_width
-from tests.tuner.backbones import BACKBONES, TRANSFORMER, task_images
+from tests.tuner.backbones import BACKBONES, TRANSFORMER, assert_same, task_images
 
 IMAGES = task_images(7)[0]
 
@@ -39,10 +39,10 @@ def hooks(model: nn.Module) -> int:
 def test_each_kind_of_feature_is_its_part_of_the_output() -> None:
     model = vit()
     output = model(IMAGES)
-    assert torch.equal(extract_features(model, IMAGES, "cls"), output.last_hidden_state[:, 0])
-    assert torch.equal(extract_features(model, IMAGES, "mean"), output.last_hidden_state.mean(1))
-    assert torch.equal(extract_features(model, IMAGES, "pooler"), output.pooler_output)
-    assert torch.equal(extract_features(model, IMAGES), output.last_hidden_state[:, 0])
+    assert_same(extract_features(model, IMAGES, "cls"), output.last_hidden_state[:, 0])
+    assert_same(extract_features(model, IMAGES, "mean"), output.last_hidden_state.mean(1))
+    assert_same(extract_features(model, IMAGES, "pooler"), output.pooler_output)
+    assert_same(extract_features(model, IMAGES), output.last_hidden_state[:, 0])
 
 
 @torch.no_grad()
@@ -61,13 +61,13 @@ def test_a_modules_path_means_its_output_averaged_over_positions() -> None:
 def test_a_head_does_not_change_the_feature() -> None:
     model = ViTForImageClassification(ViTConfig(**TRANSFORMER, intermediate_size=32)).eval()
     assert backbone_of(model) is model.vit
-    assert torch.equal(extract_features(model, IMAGES), hidden(model.vit)[:, 0])
+    assert_same(extract_features(model, IMAGES), hidden(model.vit)[:, 0])
 
 
 @torch.no_grad()
 def test_the_pooled_maps_of_a_convolutional_network_are_vectors() -> None:
     model = resnet()
-    assert torch.equal(extract_features(model, IMAGES), model(IMAGES).pooler_output.flatten(1))
+    assert_same(extract_features(model, IMAGES), model(IMAGES).pooler_output.flatten(1))
     assert extract_features(model, IMAGES, "mean").shape == (len(IMAGES), 16)
 
 
@@ -92,16 +92,16 @@ def test_images_of_another_size_than_the_pre_trainings_are_taken(name: str, size
     base, model = BACKBONES[name].base(), BACKBONES[name].adapted(init_weights=True)
     expected = extract_features(base, images)
     assert torch.isfinite(expected).all()
-    assert torch.equal(model.features(images), expected)
+    assert_same(model.features(images), expected)
     model.adapt(*task_images(1))
-    assert torch.equal(model.features(images), expected)
+    assert_same(model.features(images), expected)
 
 
 @torch.no_grad()
 def test_position_embeddings_are_interpolated_as_the_model_does_it() -> None:
     model, images = vit(), torch.randn(2, 3, 24, 24)
     expected = model(images, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-    assert torch.equal(extract_features(model, images), expected)
+    assert_same(extract_features(model, images), expected)
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def test_the_kind_follows_the_type_of_model() -> None:
 @torch.no_grad()
 def test_the_feature_of_the_configuration_is_what_an_adapter_gives() -> None:
     model = BACKBONES["vit"].adapted(init_weights=True, feature="mean")
-    assert torch.equal(model.features(IMAGES), hidden(BACKBONES["vit"].base()).mean(1))
+    assert_same(model.features(IMAGES), hidden(BACKBONES["vit"].base()).mean(1))
 
 
 def test_without_a_known_width_experts_are_mixed_evenly() -> None:

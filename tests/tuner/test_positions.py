@@ -16,7 +16,7 @@ from smat_peft.few_shot import Adaptation, adapt_to_support
 from smat_peft.few_shot.adaptation import task_features
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.positions import positions_by_scale_factor
-from tests.tuner.backbones import BACKBONES, task_images
+from tests.tuner.backbones import BACKBONES, assert_same, task_images
 
 LARGE = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
 
@@ -46,9 +46,7 @@ def test_position_embeddings_are_interpolated_by_the_reference_s_factor(make_vit
 @torch.no_grad()
 def test_at_the_size_of_pre_training_it_is_the_class_token(make_vit: Callable[..., ViTModel]) -> None:
     images = LARGE[..., :16, :16]
-    assert torch.equal(
-        extract_features(make_vit(), images, "reference_cls"), extract_features(make_vit(), images, "cls")
-    )
+    assert_same(extract_features(make_vit(), images, "reference_cls"), extract_features(make_vit(), images, "cls"))
 
 
 @torch.no_grad()
@@ -77,7 +75,7 @@ def test_the_backbone_is_left_as_it_was(make_vit: Callable[..., ViTModel]) -> No
     extract_features(model, LARGE, "reference_cls")
     with pytest.raises(ValueError, match="channel dimension"):
         extract_features(model, LARGE[:, :1], "reference_cls")
-    assert torch.equal(model(LARGE, interpolate_pos_encoding=True).last_hidden_state, expected)
+    assert_same(model(LARGE, interpolate_pos_encoding=True).last_hidden_state, expected)
 
 
 def test_a_backbone_without_them_is_one_clear_error() -> None:

@@ -19,6 +19,7 @@ from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
 from smat_peft.few_shot import FewShotClassifier
 from smat_peft.tuner import tasks
+from tests.tuner.backbones import assert_same
 
 CONFIG = {"num_experts": 3, "init_weights": False}
 SUPPORT, LABELS = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
@@ -63,7 +64,7 @@ def saved_adapter(model: nn.Module, adapter_name: str = "default") -> dict[str, 
 def test_adding_an_adapter_gives_the_same_one(make_vit: Callable[..., ViTModel]) -> None:
     wrapped, native = by_peft(make_vit()), by_transformers(make_vit())
     assert same(saved_adapter(wrapped), saved_adapter(native))
-    assert torch.equal(output(wrapped), output(native))
+    assert_same(output(wrapped), output(native))
     trainable = {name for name, p in native.named_parameters() if p.requires_grad}
     assert trainable == {name for name, p in of(wrapped).named_parameters() if p.requires_grad}
 
@@ -75,12 +76,12 @@ def test_each_route_loads_what_the_other_saved(make_vit: Callable[..., ViTModel]
     native = make_vit()
     native.load_adapter(str(tmp_path / "wrapped"), adapter_name="other")
     assert same(saved_adapter(native.eval(), "other"), saved_adapter(wrapped))
-    assert torch.equal(output(native), output(wrapped))
+    assert_same(output(native), output(wrapped))
 
     native.save_pretrained(tmp_path / "native")
     again = PeftModel.from_pretrained(make_vit(), tmp_path / "native").eval()
     assert same(saved_adapter(again), saved_adapter(wrapped))
-    assert torch.equal(output(again), output(wrapped))
+    assert_same(output(again), output(wrapped))
 
 
 def test_from_pretrained_with_the_folder_of_an_adapter(make_vit: Callable[..., ViTModel], tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_from_pretrained_with_the_folder_of_an_adapter(make_vit: Callable[..., V
     wrapped.save_pretrained(tmp_path / "adapter")
     loaded = ViTModel.from_pretrained(tmp_path / "adapter", add_pooling_layer=False).eval()
     assert same(saved_adapter(loaded), saved_adapter(wrapped))
-    assert torch.equal(output(loaded), output(wrapped))
+    assert_same(output(loaded), output(wrapped))
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT's, of any second adapter by this route
@@ -98,17 +99,17 @@ def test_switching_disabling_and_deleting(make_vit: Callable[..., ViTModel]) -> 
     native = by_transformers(by_transformers(make_vit()), seed=1, adapter_name="other")
     first, second = (output(by_peft(make_vit(), seed)) for seed in (0, 1))
     native.set_adapter("default")
-    assert torch.equal(output(native), first)
+    assert_same(output(native), first)
     native.set_adapter("other")
-    assert torch.equal(output(native), second)
+    assert_same(output(native), second)
     native.disable_adapters()
-    assert torch.equal(output(native), output(make_vit()))
+    assert_same(output(native), output(make_vit()))
     native.enable_adapters()
     native.delete_adapter("default")
-    assert torch.equal(output(native), second)
+    assert_same(output(native), second)
     assert not any(".default" in name for name, _ in native.named_parameters())
     native.delete_adapter("other")
-    assert torch.equal(output(native), output(make_vit()))
+    assert_same(output(native), output(make_vit()))
 
 
 def test_tasks_are_the_same_by_either_route(make_vit: Callable[..., ViTModel]) -> None:
@@ -123,7 +124,7 @@ def test_tasks_are_the_same_by_either_route(make_vit: Callable[..., ViTModel]) -
         tasks.reset_task(model)
         predicted = FewShotClassifier(model).fit(SUPPORT, LABELS).predict_proba(SUPPORT)
         results.append({"routed": routed, "adapted": adapted, "predicted": torch.as_tensor(predicted)} | merged)
-        assert not torch.equal(adapted, frozen)
+        assert not torch.allclose(adapted, frozen, atol=1e-4)
         assert tasks.unadapted_parameters(model) == []
     assert same(*results)
 

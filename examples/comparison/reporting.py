@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,7 +24,18 @@ from smat_peft.evaluation.tables import render_table
 
 ORDER = (BACKBONE, REGRESSION, *ROWS, SMAT_EVEN, SMAT_MEAN)
 ABOUT = ("density", "of all experts", "rate", "minutes", "seeds")
-COLOURS = {"id": BLUE, "dev_ood": ORANGE, "test_ood": VERMILION}
+COLOURS: dict[Role, str] = {"id": BLUE, "dev_ood": ORANGE, "test_ood": VERMILION}
+
+
+class ToBackbone(NamedTuple):
+    """A row minus the backbone: on average over the domains of a role, and on each domain."""
+
+    roles: dict[Role, Interval]
+    domains: dict[str, Interval]
+
+
+Differences = Mapping[tuple[str, str], ToBackbone]
+"""By row and adaptation."""
 
 
 def report(results: Path) -> str:
@@ -33,7 +44,7 @@ def report(results: Path) -> str:
     ledger = Ledger(results)
     kinds = [kind for kind in SHOTS if (BACKBONE, kind) in measured]
     differences = {
-        key: pair_records(records, measured[BACKBONE, key[1]])
+        key: to_backbone(records, measured[BACKBONE, key[1]])
         for key, records in measured.items()
         if key[0] != BACKBONE and key[1] in kinds
     }
@@ -63,6 +74,13 @@ def read_all(results: Path) -> Measured:
         for record in read_records(folder).records if any(folder.glob("*.parquet")) else ():
             measured.setdefault((record.predictor, kind), []).append(record)
     return {key: measured[key] for key in sorted(measured, key=lambda key: (list(SHOTS).index(key[1]), _place(key[0])))}
+
+
+def to_backbone(records: Iterable[Record], backbone: Iterable[Record]) -> ToBackbone:
+    """All intervals of a row."""
+    paired = pair_records(records, backbone)
+    roles = {role: paired.interval(paired.domains(role)) for role in ROLE_TITLES}
+    return ToBackbone(roles, {domain: paired.interval(domain) for domain in paired.roles})
 
 
 def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> tuple[Interval, Verdict] | None:
@@ -113,9 +131,7 @@ def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdic
     return f"{table}\n\nNot measured: {'; '.join(missing)}." if missing else table
 
 
-def averages_table(
-    kind: str, measured: Measured, differences: dict[tuple[str, str], PairedDifferences], ledger: Ledger
-) -> str:
+def averages_table(kind: str, measured: Measured, differences: Differences, ledger: Ledger) -> str:
     """A line for each row: averages over the domains of a role, and their differences to the backbone."""
     header = ["", *(part for title in ROLE_TITLES.values() for part in (title, "to backbone"))]
     rows = []
@@ -123,14 +139,14 @@ def averages_table(
         cells = [name]
         for role in ROLE_TITLES:
             cells.append(f"{100 * average(measured[name, kind], role):.1f}")
-            paired = differences.get((name, kind))
-            cells.append("" if paired is None else format_interval(paired.interval(paired.domains(role))))
+            of_row = differences.get((name, kind))
+            cells.append("" if of_row is None else format_interval(of_row.roles[role]))
         rows.append([*cells, *_about(name, ledger)])
     header += ABOUT
     return render_table(header, rows, "<" + ">" * (len(header) - 1), "markdown")
 
 
-def domains_table(measured: Measured, differences: dict[tuple[str, str], PairedDifferences]) -> str:
+def domains_table(measured: Measured, differences: Differences) -> str:
     """Differences to the backbone on each domain, by prototypes."""
     backbone = measured[BACKBONE, "prototype"]
     domains = {record.domain: record.role for record in backbone}
@@ -140,7 +156,7 @@ def domains_table(measured: Measured, differences: dict[tuple[str, str], PairedD
             domain,
             ROLE_TITLES[role],
             f"{100 * statistics.fmean(record.accuracy for record in backbone if record.domain == domain):.1f}",
-            *(format_interval(differences[name, "prototype"].interval(domain)) for name in names),
+            *(format_interval(differences[name, "prototype"].domains[domain]) for name in names),
         ]
         for domain, role in domains.items()
     ]
@@ -159,13 +175,13 @@ def trials_table(ledger: Ledger) -> str:
     return render_table(["", "learning rate: accuracy on validation classes and dev-OOD"], rows, "<<", "markdown")
 
 
-def as_json(differences: dict[tuple[str, str], PairedDifferences], judgements: Sequence[Judgement]) -> dict[str, Any]:
+def as_json(differences: Differences, judgements: Sequence[Judgement]) -> dict[str, Any]:
     """The same as plain data, shares from 0 to 1."""
     return {
         "differences_to_the_backbone": [
-            {"row": name, "adaptation": kind, "role": role, **vars(paired.interval(paired.domains(role)))}
-            for (name, kind), paired in differences.items()
-            for role in ROLE_TITLES
+            {"row": name, "adaptation": kind, "role": role, **vars(interval)}
+            for (name, kind), of_row in differences.items()
+            for role, interval in of_row.roles.items()
         ],
         "claims": [
             {
@@ -180,7 +196,7 @@ def as_json(differences: dict[tuple[str, str], PairedDifferences], judgements: S
     }
 
 
-def draw(differences: dict[tuple[str, str], PairedDifferences], path: Path) -> None:
+def draw(differences: Differences, path: Path) -> None:
     """Differences to the backbone by prototypes with their intervals, and the seeds as small marks."""
     names = [name for name, kind in differences if kind == "prototype"][::-1]
     figure = Figure(figsize=(8, 1.4 + 0.34 * len(names)), layout="constrained")
@@ -188,12 +204,11 @@ def draw(differences: dict[tuple[str, str], PairedDifferences], path: Path) -> N
     axes = figure.add_subplot()
     for shift, (role, colour) in zip((0.22, 0.0, -0.22), COLOURS.items(), strict=True):
         for place, name in enumerate(names):
-            paired = differences[name, "prototype"]
-            interval = paired.interval(paired.domains(role))  # type: ignore[arg-type]
+            interval = differences[name, "prototype"].roles[role]
             y = place + shift
             axes.plot([100 * interval.low, 100 * interval.high], [y, y], color=colour, linewidth=2)
             axes.plot([100 * seed for seed in interval.per_seed], [y] * len(interval.per_seed), "|", color=colour)
-            label = ROLE_TITLES[role] if place == 0 else None  # type: ignore[index]
+            label = ROLE_TITLES[role] if place == 0 else None
             axes.plot(100 * interval.mean, y, "o", color=colour, markersize=5, label=label)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)

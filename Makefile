@@ -15,7 +15,7 @@ docs:
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir build/site
 
 test:
-	pytest
+	pytest -n auto --dist loadscope
 
 # The tests with the lowest versions that setup.cfg allows, in a virtualenv of their own.
 check-minimum:
@@ -39,7 +39,7 @@ fuzz:
 
 # Lines and branches that the tests run, and which test runs which line. Needs pytest-cov: pip install pytest-cov
 coverage:
-	pytest --cov --cov-context=test --cov-report=term:skip-covered
+	pytest -n auto --dist loadscope --cov --cov-context=test --cov-report=term:skip-covered
 
 # Breaks the code and reports which test notices; an hour, and `make coverage` before it.
 mutations:

@@ -205,13 +205,11 @@ def records(name: str, accuracy: float, seeds: Any, noise: float = 0.01) -> list
     [(0.1, 0.0, "holds"), (-0.1, 0.0, "does not hold"), (0.0, 0.0, "undecided"), (-0.1, 0.2, "holds")],
 )
 def test_a_claim_is_judged_by_the_interval_of_the_difference(difference: float, margin: float, expected: str) -> None:
-    draws = np.random.default_rng(0)
     measured = {
         (SMAT, "prototype"): records(SMAT, 0.5 + difference, [0, 1], noise=0.05),
         (DENSE, "prototype"): records(DENSE, 0.5, [0, 1], noise=0.05),
     }
     claim = Claim("better", [Contrast(SMAT, DENSE, "test_ood", margin)])
-    assert draws is not None
     assert judge(claim, measured).verdict == expected
 
 
@@ -234,9 +232,7 @@ def test_the_report_says_of_every_claim_what_the_records_say(tmp_path: Path) -> 
     line = {claim.sentence: next(line for line in text.splitlines() if claim.sentence in line) for claim in CLAIMS}
     assert "| holds " in line["SMAT above the backbone on ID"]
     assert "| does not hold " in line["SMAT at most 1 point below dense on ID"]
-    assert line["teachers help on OOD"].startswith(
-        "Not measured: after full adaptation: SMAT above the backbone on ID; "
-    )
+    assert "| not measured " in line["teachers help on OOD"]
     row = next(line for line in text.splitlines() if re.match(r"\| SMAT +\|", line))
     assert "0.30" in row
     assert "1.5" in row

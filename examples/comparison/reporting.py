@@ -109,26 +109,23 @@ def _tasks_until(curve: Sequence[tuple[int, float]], level: float) -> int:
 
 
 def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdict] | None) -> str:
-    """A line for each claim: the verdict, and the differences that it is made of; then what was not measured."""
+    """A line for each claim: the verdict, and the differences that it is made of."""
     rows = [
         [
             judgement.claim.sentence,
-            judgement.verdict or "not all measured",
+            judgement.verdict or ("not all measured" if judgement.intervals else "not measured"),
             "; ".join(
                 f"{contrast.baseline[0]} {format_interval(interval)}"
                 for contrast, interval in judgement.intervals.items()
             ),
         ]
         for judgement in judgements
-        if judgement.intervals
     ]
     if sooner is not None:
         interval, reached = sooner
         tasks = f"{interval.mean:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}] training tasks sooner"
         rows.append([f"SMAT sooner at the level of {DENSE} on ID", reached, tasks])
-    table = render_table(["claim", "verdict", "SMAT minus, in points, with 95 % interval"], rows, "<<<", "markdown")
-    missing = [judgement.claim.sentence for judgement in judgements if not judgement.intervals]
-    return f"{table}\n\nNot measured: {'; '.join(missing)}." if missing else table
+    return render_table(["claim", "verdict", "SMAT minus, in points, with 95 % interval"], rows, "<<<", "markdown")
 
 
 def averages_table(kind: str, measured: Measured, differences: Differences, ledger: Ledger) -> str:

@@ -76,7 +76,7 @@ def _on(role: Role, *baselines: str, kind: str = "prototype", margin: float = 0.
 
 
 def _main_claims(kind: str, dense: tuple[str, ...]) -> list[Claim]:
-    after = "" if kind == "prototype" else f"after {kind} adaptation: "
+    after = {"prototype": "", "full": "after full adaptation: ", "lora": "after LoRA adaptation: "}[kind]
     return [
         Claim(f"{after}SMAT above the backbone on ID", _on("id", BACKBONE, kind=kind)),
         Claim(f"{after}SMAT at most 1 point below dense on ID", _on("id", DENSE, kind=kind, margin=0.01)),

@@ -150,7 +150,9 @@ def test_random_crops_have_the_areas_ratios_and_places_of_the_method() -> None:
     assert min(top.max(), left.max()) > 120
 
 
-@pytest.mark.parametrize("augment", [{"crop"}, {"colour"}, {"mirror"}, EVERY_AUGMENTATION], ids=lambda names: "+".join(sorted(names)))
+@pytest.mark.parametrize(
+    "augment", [{"crop"}, {"colour"}, {"mirror"}, EVERY_AUGMENTATION], ids=lambda names: "+".join(sorted(names))
+)
 def test_the_same_draws_give_the_same_pixels(augment: set[Augmentation]) -> None:
     transform = ImageTransform((16, 16))
     first, again = (transform.training(noise(20, 20), augment, np.random.RandomState(3)) for _ in range(2))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from smat_peft.episodes.builtin import (
     KINDS,
     PRETRAINING,
     ROLES,
     builtin_names,
+    digits,
     glyphs,
     load_builtin,
     load_pretraining,
@@ -101,6 +103,14 @@ def test_no_two_images_of_a_class_have_the_same_pixels(name):
 def test_no_two_scans_of_digits_have_the_same_pixels():
     scans = [image.tobytes() for images in load_builtin("digits").class_images.values() for image in images]
     assert len(set(scans)) == len(scans) == 10 * DIGIT_IMAGES
+
+
+def test_the_class_of_a_digit_holds_scans_of_that_digit():
+    bunch = load_digits()
+    labels = {image.tobytes(): label for image, label in zip(bunch.images, bunch.target, strict=True)}
+    digits._scans.cache_clear()  # or another test has sorted them
+    for digit, scans in digits._scans().items():
+        assert {labels[scan.tobytes()] for scan in scans} == {digit}
 
 
 def test_an_image_does_not_depend_on_which_images_were_drawn_before_it():

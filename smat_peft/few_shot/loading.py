@@ -98,7 +98,9 @@ def backbone_name(adapter: str | Path) -> str:
     """
     source = find_model(adapter)
     if source.adapter is None:
-        raise CheckpointError(f"{str(adapter)!r} is no adapter: there is no {CONFIG_NAME}")
+        raise CheckpointError(
+            f"{str(adapter)!r} is no adapter: there is no {CONFIG_NAME} in a folder of that name, nor found on the Hub"
+        )
     return source.backbone
 
 

@@ -92,6 +92,16 @@ def test_delta_and_gates_are_trainable_and_nothing_else(backbone: Backbone) -> N
     assert all(".smat_delta." in name or ".smat_gates." in name for name in trainable)
 
 
+def test_a_router_is_trained_once_it_is_thawed_also_where_the_adapter_is_chosen_again() -> None:
+    model = BACKBONES["vit"].adapted()
+    router = find_router(model)
+    assert router is not None
+    for is_thawed in (False, True):
+        model.set_adapter("default")
+        assert all(p.requires_grad == is_thawed for p in router.smat_router.parameters())
+        router.thaw("default")
+
+
 # ----- tasks -----
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from smat_peft import SMATConfig
+from smat_peft.tuner import tasks
 from smat_peft.tuner.tasks import adapter_gates, smat_layers
 from tests.tuner.backbones import assert_same
 
@@ -78,7 +80,13 @@ def kept(model: PeftModel) -> list[Tensor]:
     ]
 
 
-def testkept_gates_take_two_bytes_each_and_change_little(model: PeftModel) -> None:
+def test_nothing_is_kept_unless_asked_for(model: PeftModel) -> None:
+    for adapt in (model.adapt, partial(tasks.adapt, model)):
+        adapt(*support(1))
+        assert kept(model) == []
+
+
+def test_kept_gates_take_two_bytes_each_and_change_little(model: PeftModel) -> None:
     model.adapt(*support(1))
     exact = copy.deepcopy(task_weights(model))
     model.adapt(*support(1), keep_gates=True)
@@ -91,7 +99,7 @@ def testkept_gates_take_two_bytes_each_and_change_little(model: PeftModel) -> No
     assert sizes == 2 * sum(gates.numel() for _, _, gates in adapter_gates(model, "default"))
 
 
-def testkept_gates_serve_further_tasks_until_a_call_without_them(model: PeftModel) -> None:
+def test_kept_gates_serve_further_tasks_until_a_call_without_them(model: PeftModel) -> None:
     model.adapt(*support(1), keep_gates=True)
     before = kept(model)
     model.adapt(*support(2), keep_gates=True)
@@ -110,7 +118,7 @@ def by_other_memory(gates: Tensor) -> None:
 
 @pytest.mark.parametrize("change", [in_place, by_other_memory])
 @torch.no_grad()
-def testkept_gates_are_evaluated_again_when_the_gates_change(model: PeftModel, change: Any) -> None:
+def test_kept_gates_are_evaluated_again_when_the_gates_change(model: PeftModel, change: Any) -> None:
     model.adapt(*support(1), keep_gates=True)
     for _, _, gates in adapter_gates(model, "default"):
         change(gates)

@@ -5,7 +5,8 @@
 
 What is broken is drawn by the seed, as often in each room and as likely in each file: a comparison, an operator, a
 number, a condition, a statement that is left out. Each break is made in a copy of the repository, where the tests that
-run its line are run until one fails; those of the room itself come first. Interrupted, it goes on with the same output.
+run its line are run until one fails, those of its room first, and then all of its room: what is cached is run once, and
+seems to be the first test's alone. Interrupted, it goes on with the same output.
 """
 
 from __future__ import annotations
@@ -137,13 +138,13 @@ class Covered:
         self.data.read()
 
     def tests(self, broken: Break) -> list[str]:
-        """Tests of the lines of a break, or of the whole file where imports alone run it; first those of its room."""
+        """Tests of the lines of a break, or of the whole file where imports alone run it; first and last its room's."""
         contexts = self.data.contexts_by_lineno(str(broken.file))
         of_lines = {name for line in range(broken.first, broken.last + 1) for name in contexts.get(line, ())}
         names = of_lines - {""} or {name for of_line in contexts.values() for name in of_line} - {""}
         room = broken.file.parts[1]
         tests = {name.rpartition("|")[0] for name in names}  # what follows is setup, run or teardown
-        return sorted(tests, key=lambda name: (f"tests/{room}/" not in name, name))
+        return [*sorted(tests, key=lambda name: (f"tests/{room}/" not in name, name)), f"tests/{room}"]
 
 
 def run(broken: Break, tests: Sequence[str]) -> str:

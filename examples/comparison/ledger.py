@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from comparison.rows import ROWS, SEARCH_SEED
+from comparison.rows import ROWS
 from smat_peft.commands.results import METRICS
 from smat_peft.files import write_text
 
 LEDGER = "runs.json"
+SEED, SEARCHES = "seed-", "search"
 KEPT = (
     *("sparsity", "merged_sparsity", "density_of_delta", "share_of_delta", "skipped_updates", "training_seconds"),
     *("validation_accuracy", "dev_ood_accuracy"),
@@ -21,12 +21,12 @@ KEPT = (
 
 def run_name(row: str, seed: int) -> str:
     """The name of a row's run with a seed."""
-    return f"seed-{seed}/{_slug(row)}"
+    return f"{SEED}{seed}/{_slug(row)}"
 
 
 def trial_name(row: str, rate: float) -> str:
     """The name of a trial of a row's learning rate."""
-    return f"search/{_slug(row)}/{rate:g}"
+    return f"{SEARCHES}/{_slug(row)}/{rate:g}"
 
 
 def selection_score(figures: dict[str, Any]) -> float:
@@ -53,9 +53,11 @@ class Ledger:
 
     def __iter__(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """Row, seed and figures of the runs that are compared."""
-        for (row, seed), name in ((key, run_name(*key)) for key in product(ROWS, range(SEARCH_SEED))):
-            if name in self.runs:
-                yield row, seed, self.runs[name]
+        rows = {_slug(row): row for row in ROWS}
+        for name, figures in self.runs.items():
+            folder, _, slug = name.partition("/")
+            if folder != SEARCHES:
+                yield rows[slug], int(folder.removeprefix(SEED)), figures
 
     def trials(self, row: str) -> dict[float, dict[str, Any]]:
         """Figures of the trials of a row's learning rate."""

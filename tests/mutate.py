@@ -177,7 +177,7 @@ def _noticed(copy: Path, tests: Sequence[str]) -> str:
     if "ERROR: not found: " in ended.stdout + ended.stderr:
         raise SystemExit(f"`make coverage` is not of this code:\n{ended.stdout}{ended.stderr}")
     noticed = re.search(r"^(?:FAILED|ERROR) (\S+)", ended.stdout, re.MULTILINE)
-    return noticed[1] if noticed else "no test can run"
+    return noticed[1] if noticed else "the tests break off"
 
 
 def main() -> int:

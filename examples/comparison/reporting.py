@@ -161,12 +161,12 @@ def domains_table(measured: Measured, differences: Differences) -> str:
 
 
 def trials_table(ledger: Ledger) -> str:
-    """A line for each row that searched its learning rate: the score of each, that of the chosen one in bold."""
+    """A line for each row whose search is done: the score of each learning rate, that of the chosen one in bold."""
     rows = []
     for row in ROWS:
         scores = {rate: selection_score(figures) for rate, figures in ledger.trials(row).items()}
         cells = {rate: f"{rate:g}: {100 * score:.1f}" for rate, score in scores.items()}
-        if scores:
+        if len(scores) == len(ROWS[row].rates):
             best = best_rate(scores)
             rows.append([row, ", ".join([*(cells | {best: f"**{cells[best]}**"}).values()])])
     return render_table(["", "learning rate: accuracy on validation classes and dev-OOD"], rows, "<<", "markdown")

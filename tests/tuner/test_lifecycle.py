@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
@@ -468,6 +468,7 @@ def test_a_loaded_adapter_equals_the_saved_one_to_the_bit(
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(backbone.base(), tmp_path, adapter_name=adapter_name).eval()
     assert find_router(loaded).router(adapter_name).episodes_seen == 9000  # type: ignore[union-attr]
+    assert_equal(get_peft_model_state_dict(loaded, adapter_name=adapter_name), get_peft_model_state_dict(model))
     if on_task:
         for each in (model, loaded):
             each.adapt(*task_images(1))

@@ -1,6 +1,8 @@
 # `make check` runs what CI runs, in the environment that is active.
 .PHONY: check lint types docs test check-minimum peft-suite soak spread fuzz coverage mutations
 
+PYTEST = pytest -n auto --dist loadscope
+
 check: lint types docs test
 
 lint:
@@ -15,7 +17,7 @@ docs:
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir build/site
 
 test:
-	pytest -n auto --dist loadscope
+	$(PYTEST)
 
 # The tests with the lowest versions that setup.cfg allows, in a virtualenv of their own.
 check-minimum:
@@ -39,7 +41,7 @@ fuzz:
 
 # Lines and branches that the tests run, and which test runs which line. Needs pytest-cov: pip install pytest-cov
 coverage:
-	pytest -n auto --dist loadscope --cov --cov-context=test --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-context=test --cov-report=term:skip-covered
 
 # Breaks the code and reports which test notices; an hour, and `make coverage` before it.
 mutations:

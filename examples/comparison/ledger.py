@@ -56,7 +56,7 @@ class Ledger:
         rows = {_slug(row): row for row in ROWS}
         for name, figures in self.runs.items():
             folder, _, slug = name.partition("/")
-            if folder != SEARCHES:
+            if folder != SEARCHES and slug in rows:
                 yield rows[slug], int(folder.removeprefix(SEED)), figures
 
     def trials(self, row: str) -> dict[float, dict[str, Any]]:

@@ -29,13 +29,12 @@ from smat_peft.episodes.cache import DEFAULT_MEBIBYTES
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.evaluation import EvaluationDomain, Predictor, evaluate, mean_expert_weights, prototype_predictor
 from smat_peft.evaluation.record_files import record_file
-from smat_peft.experts.router import even_weights
 from smat_peft.few_shot import Adaptation
 from smat_peft.few_shot.backbone import frozen_features
 from smat_peft.few_shot.fine_tuning import KINDS
 from smat_peft.few_shot.loading import load_model
 from smat_peft.few_shot.regression import frozen_regression
-from smat_peft.tuner.tasks import adapter_config
+from smat_peft.tuner.tasks import even_mix
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def take_look(look: Look, results: Path, threads: int) -> str:
     makers: dict[str, Callable[[], Predictor]] = {
         look.name: lambda: prototype_predictor(model),
         REGRESSION: lambda: regression_predictor(model),
-        SMAT_EVEN: lambda: prototype_predictor(model, even_weights(adapter_config(model).num_experts).weights),
+        SMAT_EVEN: lambda: prototype_predictor(model, even_mix(model).weights),
         SMAT_MEAN: lambda: prototype_predictor(model, mean_expert_weights(model, validation)),
     }
     evaluate(

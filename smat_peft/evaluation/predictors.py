@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from smat_peft.episodes.episode import Episode
 from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.experts.prototypes import class_means, cosine_logits
-from smat_peft.experts.router import even_weights
 from smat_peft.few_shot.adaptation import PROTOTYPE, classify_episode
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
 from smat_peft.few_shot.fine_tuning import Adaptation
 from smat_peft.few_shot.learning_rate import choose_learning_rate
 from smat_peft.few_shot.mixing import ExpertMix, merge_experts, route_support
-from smat_peft.tuner.tasks import adapter_config, has_experts
+from smat_peft.tuner.tasks import adapter_router, even_mix, has_experts
 
 BACKBONE = "backbone"
 SMAT = "SMAT"
@@ -85,8 +84,8 @@ def prototype_predictor(
     Args:
         model: A backbone with or without experts. Where another method's adapter is on it, a copy is taken, with the
             adapter merged.
-        experts: `"routed"` for each episode, `"none"` for the untouched backbone, or the same weights `[M]` for all,
-            merged once.
+        experts: `"routed"` for each episode, `"none"` for the untouched backbone, or the same weights `[M]` for all.
+            What is the same for all, an adapter's even mix too where it has no router, is merged here, once.
         batch_size: Images that go through the backbone at a time.
     """
     if _has_another_adapter(model):
@@ -94,6 +93,8 @@ def prototype_predictor(
         model = adapted.unload() if isinstance(experts, str) and experts == "none" else adapted.merge_and_unload()
     elif isinstance(experts, Tensor):
         experts = merge_experts(model, experts)
+    elif experts == "routed" and has_experts(model) and adapter_router(model) is None:
+        experts = merge_experts(model, even_mix(model).weights)
     return ModelPredictor(model, experts, batch_size=batch_size)
 
 
@@ -129,7 +130,7 @@ def default_predictors(
         mixes[SMAT] = "routed"
         if mean_experts is not None:
             mixes[FIXED_MEAN] = mean_experts
-        mixes[EVEN_MIX] = even_weights(adapter_config(model).num_experts).weights
+        mixes[EVEN_MIX] = even_mix(model).weights
     elif isinstance(model, PeftModel):
         mixes[str(model.peft_config[model.active_adapter].peft_type.value)] = "routed"
     return {name: prototype_predictor(model, mix, batch_size=batch_size) for name, mix in mixes.items()}

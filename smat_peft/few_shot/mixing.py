@@ -36,7 +36,9 @@ def route_support(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> ExpertWeights:
-    """What the router says of a support set, by its frozen features (METHOD 3)."""
+    """What the router says of a support set, by its frozen features (METHOD 3); an even mix where there is none."""
+    if tasks.adapter_router(model) is None:
+        return tasks.even_mix(model)
     frozen = frozen_features(model, support, batch_size=batch_size)
     return route_prototypes(model, class_means(frozen, labels.to(frozen.device)))
 

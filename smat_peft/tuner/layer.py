@@ -195,6 +195,8 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         return f"{self.path}.{name}" if self.path else name
 
     def _from_task(self, task: Task) -> dict[str, Tensor]:
+        if not task.weights:  # the backbone's own: most calls, when features are taken
+            return {}
         named = ((name, task.weights.get(self.full_name(name))) for name in self.parameter_names())
         return {name: weight for name, weight in named if weight is not None}
 

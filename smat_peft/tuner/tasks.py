@@ -31,7 +31,8 @@ from smat_peft.tuner.targets import base_parameter_names
 
 def find_router(model: nn.Module) -> SMATRouter | None:
     """The layer that holds a model's routers, or None where no adapter has one."""
-    return next((module for module in model.modules() if isinstance(module, SMATRouter)), None)
+    state = _find_state(model)
+    return None if state is None else getattr(state.root, SMATRouter.CHILD, None)
 
 
 def has_experts(model: nn.Module) -> bool:
@@ -105,6 +106,12 @@ def features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     if not has_experts(model):
         return extract_features(model, pixel_values)
     return extract_features(_state_of(model).root, pixel_values, adapter_config(model).feature)
+
+
+def even_mix(model: nn.Module) -> ExpertWeights:
+    """The active adapter's experts mixed evenly, on the model's device."""
+    device = next(_state_of(model).root.parameters()).device
+    return even_weights(adapter_config(model).num_experts, device)
 
 
 def route(
@@ -220,10 +227,13 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, keep_gates:
             bytes a gate; the task weights then differ by up to 2.5e-4 of the delta.
     """
     state, adapter_name = _state_of(model), active_adapter(model)
-    with evaluation_mode(model):
-        with task(model, {}):
-            frozen = features(model, pixel_values)
-        weights = route(model, class_means(frozen.float(), labels))
+    if adapter_router(model) is None:
+        weights = even_mix(model)
+    else:
+        with evaluation_mode(model):
+            with task(model, {}):
+                frozen = features(model, pixel_values)
+            weights = route(model, class_means(frozen.float(), labels))
     earlier = state.task
     reuse = earlier.weights if earlier is not None and earlier.reusable and earlier.adapter == adapter_name else {}
     merged = merge_layers(state.layers, adapter_name, weights.weights, reuse, keep_gates=keep_gates)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from smat_peft import evaluate
+from smat_peft import SMATConfig, evaluate
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError
@@ -15,6 +15,7 @@ from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.few_shot.adaptation import classify_episode
 from smat_peft.few_shot.fine_tuning import Adaptation
 from smat_peft.few_shot.learning_rate import choose_learning_rate
+from smat_peft.tuner import tasks
 
 FEW_STEPS = {"steps": 2, "learning_rate": 1e-3}
 
@@ -68,6 +69,21 @@ def test_models_by_name_stand_for_themselves(run, smat_vit, make_vit):
     evaluation = run({"plain": make_vit(), "mine": smat_vit, "pixels": feature_predictor(lambda x: x.flatten(1))})
     assert evaluation.predictors == ["plain", "mine", "pixels"]
     assert [record.expert_weights is not None for record in evaluation.records[:3]] == [False, True, False]
+
+
+def test_an_adapter_without_a_router_is_merged_once(episodes, make_vit, monkeypatch):
+    config = SMATConfig(num_experts=2, sparsity_pattern="dense", init_weights=False)
+    model = get_peft_model(make_vit(), config).eval()
+    expected = [
+        classify_episode(model, each.support, each.support_labels, each.query, experts=torch.tensor([0.5, 0.5]))
+        for each in episodes
+    ]
+    predictor = prototype_predictor(model)
+    monkeypatch.setattr(tasks, "interpolate", None)  # to merge again would fail
+    for each, (logits, weights) in zip(episodes, expected, strict=True):
+        prediction = predictor(each)
+        torch.testing.assert_close(prediction.logits, logits)
+        torch.testing.assert_close(prediction.expert_weights, weights)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

@@ -46,6 +46,18 @@ def test_task_after_task_is_written_to_the_same_tensors(model: PeftModel) -> Non
         assert_same(weight, first[name])
 
 
+def test_an_adapter_without_a_router_is_mixed_evenly_without_a_look_at_the_support(
+    make_vit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SMATConfig(num_experts=2, init_weights=False, sparsity_pattern="dense")
+    model = get_peft_model(make_vit(), config).eval()
+    monkeypatch.setattr(tasks, "features", None)  # to call it would fail
+    assert model.adapt(*support(1)).weights.tolist() == [0.5, 0.5]
+    expected = model.interpolate(torch.tensor([0.5, 0.5]))
+    for name, weight in task_weights(model).items():
+        assert_same(weight, expected[name])
+
+
 def test_weights_that_a_user_gave_are_not_written_to(model: PeftModel) -> None:
     given = {name: weight.detach() for name, weight in model.interpolate(torch.tensor([0.2, 0.5, 0.3])).items()}
     before = copy.deepcopy(given)

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comparison.ledger import Ledger, best_rate, selection_score
-from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN
+from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN, TITLES, WAYS
 from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
 from smat_peft.evaluation.claims import Judgement, Measured, judge
 from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
@@ -252,7 +252,7 @@ def _about(name: str, ledger: Ledger) -> list[str]:
 def _title(kind: str, measured: Measured) -> str:
     records = measured[BACKBONE, kind]
     count = max(record.index for record in records) + 1
-    return f"By {kind}: 5-way {SHOTS[kind]}-shot, {count} episodes a domain"
+    return f"By {TITLES[kind]}: {WAYS}-way {SHOTS[kind]}-shot, {count} episodes a domain"
 
 
 def _place(name: str) -> int:

@@ -65,8 +65,9 @@ REGRESSION = f"{BACKBONE}, logistic regression"
 SMAT_EVEN, SMAT_MEAN = f"{SMAT}, {EVEN_MIX}", f"{SMAT}, {FIXED_MEAN}"
 
 WAYS, QUERIES = 5, 5
-SHOTS = {"prototype": 1, "prototypes of 5 shots": 5, "full": 5, "lora": 5}  # one image is too little to take steps on
 FIVE_SHOT = "prototypes of 5 shots"
+SHOTS = {"prototype": 1, FIVE_SHOT: 5, "full": 5, "lora": 5}  # one image is too little to take steps on
+TITLES = {"prototype": "prototypes", FIVE_SHOT: "prototypes", "full": "full adaptation", "lora": "LoRA adaptation"}
 FITTING_EPISODES = 10  # of each training domain's validation classes, for temperatures
 TUNING_EPISODES = 2  # and for rates of fine-tuning
 
@@ -76,7 +77,7 @@ def _on(role: Role, *baselines: str, kind: str = "prototype", margin: float = 0.
 
 
 def _main_claims(kind: str, dense: tuple[str, ...]) -> list[Claim]:
-    after = {"prototype": "", "full": "after full adaptation: ", "lora": "after LoRA adaptation: "}[kind]
+    after = "" if kind == "prototype" else f"after {TITLES[kind]}: "
     return [
         Claim(f"{after}SMAT above the backbone on ID", _on("id", BACKBONE, kind=kind)),
         Claim(f"{after}SMAT at most 1 point below dense on ID", _on("id", DENSE, kind=kind, margin=0.01)),

@@ -17,12 +17,15 @@ class FixedEpisodes(Sequence[Episode]):
         domains: Domains; those without enough classes in the split are left out.
         split: Whose classes to use.
         count: Episodes of each domain.
+        ways: Number of classes, drawn anew for each episode if not given.
         settings: Further arguments of [`EpisodeSampler`].
     """
 
-    def __init__(self, domains: Sequence[Domain], split: Split, count: int, **settings: Any) -> None:
-        usable = [domain for domain in domains if can_serve(domain, split)]
-        self.samplers = [EpisodeSampler([domain], split, **settings) for domain in usable]
+    def __init__(
+        self, domains: Sequence[Domain], split: Split, count: int, ways: int | None = None, **settings: Any
+    ) -> None:
+        usable = [domain for domain in domains if can_serve(domain, split, ways)]
+        self.samplers = [EpisodeSampler([domain], split, ways, **settings) for domain in usable]
         self.episodes_each = count
 
     def __len__(self) -> int:

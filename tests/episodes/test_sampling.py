@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from smat_peft.episodes.domain import Domain, Split
 from smat_peft.episodes.draws import draw_classes, draw_shots
 from smat_peft.episodes.episode import Episode
+from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeSampler, can_serve
 from smat_peft.errors import ConfigurationError, DataError
@@ -240,6 +241,14 @@ def test_a_domain_with_fewer_than_five_classes_in_the_split_is_left_out() -> Non
     assert make_sampler(domains=[small, large]).domains == [large]
     assert make_sampler("all", domains=[small, large]).domains == [small, large]
     assert can_serve(small, "train", ways=3)
+
+
+def test_fixed_episodes_of_fewer_ways_keep_a_domain_of_few_classes() -> None:
+    small, large = make_domain(0, classes=6), make_domain(1, classes=40)
+    settings: dict[str, Any] = {"transform": ImageTransform((8, 8)), "shots": 1, "queries": 1}
+    assert [episode.domain for episode in FixedEpisodes([small, large], "train", 1, **settings)] == [large.name]
+    few = FixedEpisodes([small, large], "train", 1, ways=3, **settings)
+    assert [(episode.domain, episode.ways) for episode in few] == [(small.name, 3), (large.name, 3)]
 
 
 def test_no_usable_domain_is_one_error_that_counts_the_classes() -> None:

@@ -3,8 +3,8 @@ r"""How sparse should experts be, and how many? The settings of the comparison o
 Why: too dense, and experts forget what the backbone knew of other domains; too sparse, and they cannot learn. Each run
 of the meta-tuner has the recipe's other settings and is looked at on held-out classes of the training domains (ID) and
 on dev-OOD domains, never on those kept for a final test. Dense gates want a lower learning rate than sparse ones, so
-each cell tries the same few and keeps the one that is best on validation. What is done is not done again: stop it and
-start it as you like.
+each cell tries the same few and keeps the one that is best on validation. What the table of results holds is not done
+again: stop it and start it as you like, also where runs are no more.
 
     python examples/sweep.py --quick     four cells of a few updates, to see it work
     python examples/sweep.py             24 cells, two rates each: hours on two cores
@@ -28,6 +28,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,13 +41,17 @@ from comparison.training import RECIPES
 from smat_peft.commands.console import HelpFormatter
 from smat_peft.commands.meta_tune import main as meta_tune
 from smat_peft.commands.results import METRICS
-from smat_peft.evaluation.analysis.sweep import SweepCell, write_sweep
+from smat_peft.evaluation.analysis.sweep import SweepCell, read_sweep, write_sweep
 from smat_peft.evaluation.predictors import SMAT
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 EXPERTS = (4, 8, 1, 16)
 RATES = (0.2, 0.05)  # at 0.2 all gates open diverge, at 0.05 sparse ones are slow
 QUICK: dict[str, Any] = {"max_steps": 10, "validation_steps": 10, "checkpointing_steps": 5, "evaluation_episodes": 10}
+SETTINGS = ("target_sparsity", "num_experts", "delta_lr", "seed")
+
+settings_of = attrgetter(*SETTINGS)  # of a cell or of its result
+Results = dict[tuple[float, ...], SweepCell]
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,14 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("target_sparsity", "num_experts", "delta_lr", "seed")}
+        return dict(zip(SETTINGS, settings_of(self), strict=True))
 
     @property
     def folder(self) -> Path:
         return self.runs_dir / "_".join(f"{name}-{value:g}" for name, value in self.settings.items())
 
     @property
-    def is_done(self) -> bool:
+    def is_trained(self) -> bool:
         return (self.folder / METRICS).is_file()
 
     def result(self) -> SweepCell:
@@ -117,21 +122,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = arguments.results or (runs_dir / "sweep.csv" if arguments.quick else Path("docs/results/sweep.csv"))
     grid = product(range(arguments.seeds), arguments.experts, arguments.rates, arguments.sparsities)
     cells = [Cell(sparsity, experts, rate, seed, runs_dir) for seed, experts, rate, sparsity in grid]
+    results = results_of(cells, table)
 
-    print(describe(cells, arguments.jobs))
+    print(describe(cells, results, arguments.jobs))
     if not arguments.status:
-        run_all(cells, arguments.recipes, settings, arguments.jobs, table)
-        print(f"{describe(cells, arguments.jobs)}\nThe table is {table}")
+        run_all(cells, results, arguments.recipes, settings, arguments.jobs, table)
+        print(f"{describe(cells, results, arguments.jobs)}\nThe table is {table}")
 
 
-def run_all(cells: Sequence[Cell], recipes: Sequence[Path], settings: dict[str, Any], jobs: int, table: Path) -> None:
-    """Run every cell that is not done, so many at a time, each in a fresh process; the table grows with each.
+def results_of(cells: Sequence[Cell], table: Path) -> Results:
+    """All that the table has, and what these cells' runs found."""
+    results = {settings_of(result): result for result in (read_sweep(table) if table.is_file() else ())}
+    new = [cell for cell in cells if settings_of(cell) not in results and cell.is_trained]
+    return results | {settings_of(cell): cell.result() for cell in new}
+
+
+def run_all(
+    cells: Sequence[Cell],
+    results: Results,
+    recipes: Sequence[Path],
+    settings: dict[str, Any],
+    jobs: int,
+    table: Path,
+) -> None:
+    """Run each cell without a result, so many at a time, in fresh processes; results and table grow with each.
 
     Raises:
         SystemExit: A run failed; the others are finished first.
     """
     table.parent.mkdir(parents=True, exist_ok=True)
-    left = [cell for cell in cells if not cell.is_done]
+    if results:
+        write_sweep(results.values(), table)
+    left = [cell for cell in cells if settings_of(cell) not in results]
     threads, failed = max(1, (os.cpu_count() or 1) // jobs), []
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes to come
     context = multiprocessing.get_context("spawn")
@@ -142,8 +164,11 @@ def run_all(cells: Sequence[Cell], recipes: Sequence[Path], settings: dict[str, 
         pending = {pool.submit(run, cell, recipes, settings, threads): cell for cell in left}
         for finished in as_completed(pending):
             cell = pending[finished]
-            failed += [] if finished.result() else [cell.folder / "run.log"]
-            write_sweep([each.result() for each in cells if each.is_done], table)
+            if finished.result():
+                results[settings_of(cell)] = cell.result()
+                write_sweep(results.values(), table)
+            else:
+                failed.append(cell.folder / "run.log")
             bar.update()
     if failed:
         raise SystemExit(f"error: {len(failed)} runs failed; see {', '.join(map(str, failed))}")
@@ -169,13 +194,12 @@ def run(cell: Cell, recipes: Sequence[Path], settings: dict[str, Any], threads: 
     return status == 0
 
 
-def describe(cells: Sequence[Cell], jobs: int) -> str:
+def describe(cells: Sequence[Cell], results: Results, jobs: int) -> str:
     """What is done and what is left, and about how long that takes by the runs that are done."""
-    done = [cell for cell in cells if cell.is_done]
-    left = [cell for cell in cells if not cell.is_done]
-    lines = [f"{len(done)} of {len(cells)} runs are done, {len(left)} left"]
-    if left and done:
-        hours = fmean(cell.result().training_seconds for cell in done) * len(left) / jobs / 3600
+    left = [cell for cell in cells if settings_of(cell) not in results]
+    lines = [f"{len(cells) - len(left)} of {len(cells)} runs are done, {len(left)} left"]
+    if left and results:
+        hours = fmean(result.training_seconds for result in results.values()) * len(left) / jobs / 3600
         lines[0] += f": about {hours:.1f} h of training, {jobs} at a time"
     for cell in left:
         begun = ", begun" if any(cell.folder.glob("checkpoint-*")) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ def test_every_cell_is_run_once_with_its_settings_before_the_recipes(
     sweep.main(words)
     assert "2 of 2 runs are done, 0 left" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.log")} == logs
+    shutil.rmtree(tmp_path / "runs")
+    sweep.main([*words, "--rates", "0.1"])
+    assert "1 of 1 runs are done, 0 left" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("run.log"))
+    assert read_sweep(tmp_path / "sweep.csv") == cells
 
 
 def test_no_cell_looks_at_domains_that_are_kept_for_a_final_test(

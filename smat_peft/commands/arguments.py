@@ -15,9 +15,9 @@ from smat_peft.meta_tuning.arguments import MetaTuningArguments
 DATA_ROOT = "{data_root}"
 DOMAIN_KINDS = (
     "Kinds: builtin:greek, folder:PATH, 'folder:PATH/*' (a domain a folder), hub:NAME[:CONFIG][@SPLIT], disk:PATH, "
-    "parquet:PATTERN, h5:ROOT/SOURCE. Options, as far as a kind takes them: ?image=COLUMN&label=COLUMN (hub, disk, "
-    "parquet), splits=FILE, augment=crop,colour,mirror|none. Options of its test episodes, for all kinds: ways=N, "
-    "shots=N, queries=N, which go before those given for all domains; "
+    "parquet:PATTERN, h5:ROOT/SOURCE. Options, as far as a kind takes them: ?image=COLUMN&label=COLUMN&files=FOLDER "
+    "(hub, disk, parquet), splits=FILE, augment=crop,colour,mirror|none. Options of its test episodes, for all kinds: "
+    "ways=N, shots=N, queries=N, which go before those given for all domains; "
     "classes=test|validation|train|all, by default test of domains that are trained on and all of others; name=NAME "
     f"in tables. {DATA_ROOT} stands for --data_root."
 )

@@ -55,7 +55,8 @@ def load_domain(spec: str, *, on_bad_image: OnBadImage = "error") -> Domain:
             which training augmentations leave an image in its class, of crop, colour, mirror; or none. `splits`
             (folder, hub, disk, parquet): a JSON file that says which classes are for training, validation and test
             (else a folder's own `splits.json`, else a fixed shuffle). `image` and `label` (hub, disk, parquet): the
-            columns, which are otherwise found by their types.
+            columns, which are otherwise found by their types. `files` (the same): a folder that image files may be
+            read from, where rows name files instead of holding images; a data set's own and caches need no mention.
         on_bad_image: `"error"`, or `"skip"` to leave out images that cannot be read, with a warning that lists them.
 
     Raises:
@@ -165,7 +166,7 @@ def _load_h5(location: str, options: Mapping[str, str], settings: StoredSettings
     return read_h5(Path(location).expanduser(), settings)
 
 
-TABLE_OPTIONS = frozenset({"image", "label", "splits", "augment"})
+TABLE_OPTIONS = frozenset({"image", "label", "files", "splits", "augment"})
 
 SOURCES = {
     "builtin": Source(_load_builtin, frozenset(), "builtin:greek", _expand_builtin),

@@ -26,20 +26,30 @@ class TableImages(StoredImages):
         places: Rows.
         table: The data set, of the one column of images, not decoded.
         origin: What messages call the data set.
+        folders: Where files may lie that a row names in place of an image: a data set must not choose what is read.
     """
 
-    def __init__(self, places: Sequence[int], table: Any, origin: str) -> None:
+    def __init__(self, places: Sequence[int], table: Any, origin: str, folders: Sequence[Path]) -> None:
         super().__init__(places)
-        self.table, self.origin = table, origin
+        self.table, self.origin, self.folders = table, origin, folders
 
     def read(self, place: int) -> Image.Image:
         (value,) = self.table[int(place)].values()
-        if value is None:
+        if value is None or value["bytes"] is value["path"] is None:
             raise DataError(f"{self.name(place)} is empty")
-        data, path = value["bytes"], value["path"]
-        if data is None and path is not None and not Path(path).is_file():
+        if value["bytes"] is not None:
+            return read_image(io.BytesIO(value["bytes"]), self.name(place))
+        return read_image(self._checked(Path(value["path"]), place), self.name(place))
+
+    def _checked(self, path: Path, place: int) -> Path:
+        if not path.is_file():
             raise DataError(f"{self.name(place)} is no file here: {path}; load the data set with its images in it")
-        return read_image(Path(path) if data is None else io.BytesIO(data), self.name(place))
+        if not any(path.resolve().is_relative_to(folder.resolve()) for folder in self.folders):
+            raise DataError(
+                f"{self.name(place)} is a file outside the data set: {path}; if it may be read, say so with "
+                f"?files={path.parent}"
+            )
+        return path
 
     def name(self, place: int) -> str:
         return f"the image in row {place} of {self.origin}"
@@ -50,7 +60,8 @@ def read_hub(location: str, options: Mapping[str, str], settings: StoredSettings
 
     Args:
         location: The data set. A split may be any that `datasets` knows, such as `train+test` or `train[:10%]`.
-        options: `image` and `label`, names of columns; found by their types if not given.
+        options: `image` and `label`, names of columns; found by their types if not given. `files`, a folder that image
+            files may lie in, besides the data set's own and the library's caches.
         settings: How to treat its images.
 
     Raises:
@@ -62,7 +73,7 @@ def read_hub(location: str, options: Mapping[str, str], settings: StoredSettings
     if not name:
         raise DataError(f"{origin!r} names no data set; write hub:NAME, hub:NAME:CONFIG or hub:NAME@SPLIT")
     table = _open(origin, lambda: datasets.load_dataset(name, config or None, split=split or None))
-    return _table_domain(origin, location.rpartition("/")[2], table, options, settings)
+    return _table_domain(origin, location.rpartition("/")[2], Path(name), table, options, settings)
 
 
 def read_disk(location: str, options: Mapping[str, str], settings: StoredSettings) -> Domain:
@@ -80,7 +91,7 @@ def read_disk(location: str, options: Mapping[str, str], settings: StoredSetting
         if split not in splits:
             raise DataError(f"{origin}: there is no split {split!r}; there are {', '.join(splits) or 'none'}")
         table = table[split]
-    return _table_domain(origin, Path(location).name, table, options, settings)
+    return _table_domain(origin, Path(location).name, folder, table, options, settings)
 
 
 def read_parquet(location: str, options: Mapping[str, str], settings: StoredSettings) -> Domain:
@@ -96,7 +107,7 @@ def read_parquet(location: str, options: Mapping[str, str], settings: StoredSett
     if not files:
         raise DataError(f"{origin}: there is no such file; give a parquet file, or a pattern such as data/*.parquet")
     table = _open(origin, lambda: datasets.Dataset.from_parquet(files))
-    return _table_domain(origin, folder.name if "*" in location else pattern.stem, table, options, settings)
+    return _table_domain(origin, folder.name if "*" in location else pattern.stem, folder, table, options, settings)
 
 
 def _open(origin: str, load: Callable[[], Any]) -> Any:
@@ -110,7 +121,9 @@ def _open(origin: str, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _table_domain(origin: str, name: str, table: Any, options: Mapping[str, str], settings: StoredSettings) -> Domain:
+def _table_domain(
+    origin: str, name: str, folder: Path, table: Any, options: Mapping[str, str], settings: StoredSettings
+) -> Domain:
     if isinstance(table, dict):
         if len(table) != 1:
             first = next(iter(table), "train")
@@ -126,8 +139,13 @@ def _table_domain(origin: str, name: str, table: Any, options: Mapping[str, str]
         pictures = pictures.cast_column(image, datasets.Image(decode=False))
     except Exception as error:  # Arrow's own errors among them
         raise DataError(f"{origin}: column {image!r} holds {table.features[image]}, not images") from error
+    folders = [folder, Path(datasets.config.HF_CACHE_HOME), Path(datasets.config.HF_DATASETS_CACHE)]
+    if "files" in options:
+        folders.append(Path(options["files"]).expanduser())
     rows = _rows_of_classes(origin, table, label)
-    return settings.domain(name, origin, {key: TableImages(found, pictures, origin) for key, found in rows.items()})
+    return settings.domain(
+        name, origin, {key: TableImages(found, pictures, origin, folders) for key, found in rows.items()}
+    )
 
 
 def _find_column(origin: str, table: Any, given: str | None, what: str, kind: type) -> str:

@@ -223,7 +223,7 @@ def test_an_empty_data_set_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         ("disk:.", r"disk:\. cannot be loaded"),
         ("parquet:nowhere/*.parquet", r"parquet:nowhere/\*\.parquet: there is no such file"),
         ("parquet:.", "there is no such file"),
-        ("disk:x?split=y", "unknown option 'split'.*augment, image, label, splits"),
+        ("disk:x?split=y", "unknown option 'split'.*augment, files, image, label, splits"),
         ("zip:x", "is no specification of a domain.*hub:.*disk:PATH.*parquet:.*h5:"),
     ],
 )
@@ -250,6 +250,23 @@ def test_only_the_images_drawn_are_decoded(tmp_path: Path) -> None:
         images[1]
 
 
+def test_files_that_a_table_names_are_read_from_its_folder_or_from_one_that_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "flowers").mkdir()
+    (tmp_path / "outside").mkdir()
+    paths = [tmp_path / ("outside" if row == 7 else "flowers") / f"{row}.png" for row in range(18)]
+    for row, path in enumerate(paths):
+        path.write_bytes(encoded(row))
+    paths[13] = tmp_path / "flowers" / ".." / "outside" / "7.png"
+    table = make_table(image=([{"bytes": None, "path": str(path)} for path in paths], datasets.Image()))
+    table.to_parquet(tmp_path / "flowers" / "table.parquet")
+    spec = f"parquet:{tmp_path}/flowers/table.parquet"
+    assert reds(load_domain(spec), "rose") == [0, 6, 12]
+    for place in (1, 2):
+        with pytest.raises(DataError, match=r"is a file outside the data set: .*7\.png; .* \?files="):
+            load_domain(spec).images("all", "tulip")[place]
+    assert reds(load_domain(f"{spec}?files={tmp_path / 'outside'}"), "tulip") == [1, 7, 7]
+
+
 def test_bad_images_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     damaged: list[Any] = [{"bytes": encoded(row), "path": None} for row in range(18)]
     damaged[3], damaged[5] = None, {"bytes": None, "path": "/nowhere/5.png"}
@@ -263,13 +280,14 @@ def test_bad_images_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (reds(domain, "lily"), reds(domain, "poppy"), reds(domain, "rose")) == ([9, 15], [11, 17], [0, 6, 12])
 
 
-def test_images_that_lie_beside_the_table_are_read_from_their_files(
+def test_images_that_lie_in_the_librarys_cache_are_read_from_their_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for row in range(18):
         (tmp_path / f"{row}.png").write_bytes(encoded(row))
     paths = [{"bytes": None, "path": str(tmp_path / f"{row}.png")} for row in range(18)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: make_table(image=(paths, datasets.Image())))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     assert reds(load_domain("hub:flowers@train"), "iris") == [4, 10, 16]
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,24 @@ def test_the_report_says_of_every_claim_what_the_records_say(tmp_path: Path) -> 
     assert "| SMAT | 0.003125: 35.2, 0.0125: 35.6, 0.05: 37.5, **0.2: 45.0** " in text
     assert (tmp_path / "comparison.png").is_file()
     assert json.loads((tmp_path / "comparison.json").read_text())["claims"][0]["verdict"] == "holds"
+
+
+def test_after_steps_the_report_gives_the_seeds_that_took_them_and_their_rates(tmp_path: Path) -> None:
+    everything = [*records(BACKBONE, 0.5, [None]), *records(SMAT, 0.6, [0, 1, 2])]
+    write_records(tmp_path / "prototype", Evaluation(everything))
+    rates = {None: 1e-6, 0: 0.0, 1: 1e-4}
+    after = [
+        replace(record, adaptation="full", learning_rate=rates[record.seed])
+        for record in everything
+        if record.seed in rates
+    ]
+    write_records(tmp_path / "full", Evaluation(after))
+    text = report(tmp_path)
+    prototypes, adapted = text.split("### By ")[1:3]
+    assert re.search(r"^\| SMAT +\|.*\| +3 \|", prototypes, re.MULTILINE)
+    assert adapted.startswith("full adaptation: 5-way 5-shot, 20 episodes a domain")
+    assert re.search(r"^\| SMAT +\|.*\| +2 \| +0, 0\.0001 \|$", adapted, re.MULTILINE)
+    assert re.search(r"^\| backbone +\|.*\| +\| +1e-06 \|$", adapted, re.MULTILINE)
 
 
 def test_the_report_in_docs_is_what_its_records_give(tmp_path: Path) -> None:

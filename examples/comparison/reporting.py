@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comparison.ledger import Ledger, best_rate, selection_score
-from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN, TITLES, WAYS
+from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN, STEPS, TITLES, WAYS
 from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
 from smat_peft.evaluation.claims import Judgement, Measured, judge
 from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
@@ -23,7 +23,7 @@ from smat_peft.evaluation.records import ROLE_TITLES, Record, Role
 from smat_peft.evaluation.tables import render_table
 
 ORDER = (BACKBONE, REGRESSION, *ROWS, SMAT_EVEN, SMAT_MEAN)
-ABOUT = ("density", "of all experts", "rate", "minutes", "seeds")
+ABOUT = ("density", "of all experts", "rate", "minutes")
 COLOURS: dict[Role, str] = {"id": BLUE, "dev_ood": ORANGE, "test_ood": VERMILION}
 
 
@@ -130,16 +130,18 @@ def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdic
 
 def averages_table(kind: str, measured: Measured, differences: Differences, ledger: Ledger) -> str:
     """A line for each row: averages over the domains of a role, and their differences to the backbone."""
-    header = ["", *(part for title in ROLE_TITLES.values() for part in (title, "to backbone"))]
+    header = ["", *(part for title in ROLE_TITLES.values() for part in (title, "to backbone")), "seeds"]
+    header += ["rate of steps"] if kind in STEPS else ABOUT
     rows = []
-    for name, _ in (key for key in measured if key[1] == kind):
+    for name, records in ((key[0], records) for key, records in measured.items() if key[1] == kind):
         cells = [name]
         for role in ROLE_TITLES:
-            cells.append(f"{100 * average(measured[name, kind], role):.1f}")
+            cells.append(f"{100 * average(records, role):.1f}")
             of_row = differences.get((name, kind))
             cells.append("" if of_row is None else format_interval(of_row.roles[role]))
-        rows.append([*cells, *_about(name, ledger)])
-    header += ABOUT
+        cells.append(str(len({record.seed for record in records} - {None}) or ""))
+        cells += [_rates(records)] if kind in STEPS else _about(name, ledger)
+        rows.append(cells)
     return render_table(header, rows, "<" + ">" * (len(header) - 1), "markdown")
 
 
@@ -232,7 +234,7 @@ def average(records: Iterable[Record], role: Role) -> float:
 
 
 def _about(name: str, ledger: Ledger) -> list[str]:
-    """Density of an expert's gates and of all together, learning rate, minutes of training, seeds."""
+    """Density of an expert's gates and of all together, learning rate, minutes of training."""
     own = [figures for row, _, figures in ledger if row == name]
     if not own:
         return [""] * len(ABOUT)
@@ -245,8 +247,13 @@ def _about(name: str, ledger: Ledger) -> list[str]:
         f"{1 - statistics.fmean(merged):.2f}" if merged else "",
         f"{own[0]['delta_lr']:g}",
         f"{statistics.fmean(run['training_seconds'] for run in own) / 60:.1f}",
-        str(len(own)),
     ]
+
+
+def _rates(records: Iterable[Record]) -> str:
+    """The learning rates of fine-tuning that were chosen, seed by seed."""
+    chosen = {record.seed: record.learning_rate for record in records}
+    return ", ".join(f"{rate:.3g}" for rate in chosen.values())
 
 
 def _title(kind: str, measured: Measured) -> str:

@@ -67,6 +67,7 @@ SMAT_EVEN, SMAT_MEAN = f"{SMAT}, {EVEN_MIX}", f"{SMAT}, {FIXED_MEAN}"
 WAYS, QUERIES = 5, 5
 FIVE_SHOT = "prototypes of 5 shots"
 SHOTS = {"prototype": 1, FIVE_SHOT: 5, "full": 5, "lora": 5}  # one image is too little to take steps on
+STEPS = ("full", "lora")  # adaptations by gradient steps
 TITLES = {"prototype": "prototypes", FIVE_SHOT: "prototypes", "full": "full adaptation", "lora": "LoRA adaptation"}
 FITTING_EPISODES = 10  # of each training domain's validation classes, for temperatures
 TUNING_EPISODES = 2  # and for rates of fine-tuning

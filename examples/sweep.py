@@ -47,6 +47,7 @@ from smat_peft.evaluation.predictors import SMAT
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 EXPERTS = (4, 8, 1, 16)
 RATES = (0.2, 0.05)  # at 0.2 all gates open diverge, at 0.05 sparse ones are slow
+MULTIPLIER_RATE = 2.0  # of the constraint: at the recipe's, gates of 0.95 and of 0.99 both end at 0.90
 QUICK: dict[str, Any] = {"max_steps": 10, "validation_steps": 10, "checkpointing_steps": 5, "evaluation_episodes": 10}
 SETTINGS = ("target_sparsity", "num_experts", "delta_lr", "seed")
 
@@ -115,9 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/sweep, or outputs/sweep-quick")
     parser.add_argument("--results", type=Path, help="the table; docs/results/sweep.csv, or sweep.csv in --runs_dir")
     arguments = parser.parse_args(argv)
-    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes}
+    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes, "multiplier_lr": MULTIPLIER_RATE}
     if arguments.quick:
-        arguments.sparsities, arguments.experts, arguments.rates, settings = [0.0, 0.9], [1, 4], [0.05], QUICK
+        arguments.sparsities, arguments.experts, arguments.rates = [0.0, 0.9], [1, 4], [0.05]
+        settings |= QUICK
     runs_dir = arguments.runs_dir or Path("outputs/sweep-quick" if arguments.quick else "outputs/sweep")
     table = arguments.results or (runs_dir / "sweep.csv" if arguments.quick else Path("docs/results/sweep.csv"))
     grid = product(range(arguments.seeds), arguments.experts, arguments.rates, arguments.sparsities)

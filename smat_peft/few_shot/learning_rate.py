@@ -18,7 +18,7 @@ from smat_peft.few_shot.mixing import ExpertMix, mix_experts
 
 RATES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)  # of full fine-tuning; at 0 the prototypes stay as they are
 LORA_FACTOR = 10  # LoRA's rates to those of full fine-tuning, METHOD 11c
-DEFAULT_RATE = 1e-5  # of full fine-tuning, where a support set is too small to choose by
+DEFAULT_RATE = 1e-5  # where a support set is too small to choose by: larger ones lose on the suite's dev-OOD domains
 MOST_PARTS = 5  # of a support set that are left out in turn
 TIMED_STEPS = 2
 

@@ -35,7 +35,7 @@ class TableImages(StoredImages):
 
     def read(self, place: int) -> Image.Image:
         (value,) = self.table[int(place)].values()
-        if value is None or value["bytes"] is value["path"] is None:
+        if value is None or not any(value.values()):
             raise DataError(f"{self.name(place)} is empty")
         if value["bytes"] is not None:
             return read_image(io.BytesIO(value["bytes"]), self.name(place))

@@ -6,10 +6,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
+from pyarrow import parquet
 
 from smat_peft.episodes.domain import split_classes
 from smat_peft.episodes.domains import load_domain, load_domains
@@ -265,6 +267,15 @@ def test_files_that_a_table_names_are_read_from_its_folder_or_from_one_that_is_a
         with pytest.raises(DataError, match=r"is a file outside the data set: .*7\.png; .* \?files="):
             load_domain(spec).images("all", "tulip")[place]
     assert reds(load_domain(f"{spec}?files={tmp_path / 'outside'}"), "tulip") == [1, 7, 7]
+
+
+def test_a_row_with_neither_an_image_nor_a_file_is_empty(tmp_path: Path) -> None:
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    images = pyarrow.array([{"bytes": None, "path": None}] * 2, kind)
+    parquet.write_table(pyarrow.table({"image": images, "label": ["rose", "rose"]}), tmp_path / "flowers.parquet")
+    domain = load_domain(f"parquet:{tmp_path}/flowers.parquet?image=image&label=label")
+    with pytest.raises(DataError, match=r"row 0 of .*flowers\.parquet is empty"):
+        domain.images("all", "rose")[0]
 
 
 def test_bad_images_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from peft import get_peft_model
 
 from measure import compare, interleave, make_parser, report, start
 from smat_peft import SMATConfig
-from smat_peft.tuner.tasks import adapter_gates
+from smat_peft.tuner.adapters import adapter_gates
 from workloads import add_model_arguments, as_trained_, make_backbone, make_episodes
 
 KEPT_BYTES = 2  # of a gate that is kept

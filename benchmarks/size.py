@@ -34,8 +34,9 @@ from smat_peft.experts.compiled import forget_compiled_passes
 from smat_peft.experts.router import even_weights
 from smat_peft.few_shot import load_model
 from smat_peft.few_shot.lora import lora_settings
+from smat_peft.tuner.adapters import adapted_size, adapter_config, adapter_router, smat_layers
 from smat_peft.tuner.merging import merge_layers
-from smat_peft.tuner.tasks import adapted_size, adapter_config, adapter_router, compile_interpolation, smat_layers
+from smat_peft.tuner.tasks import compile_interpolation
 from workloads import WIDTHS, add_compile_argument, as_trained_, make_backbone
 
 FULL, HALF = 4, 2  # bytes of a number

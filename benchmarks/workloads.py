@@ -17,7 +17,7 @@ from smat_peft.assets import DEMO_BACKBONE, demo_backbone
 from smat_peft.experts.compiled import COUNTS, compile_passes
 from smat_peft.experts.gates import GATE_LIMIT, GateGranularity
 from smat_peft.meta_tuning.processes import create_accelerator
-from smat_peft.tuner.tasks import active_adapter, adapter_gates
+from smat_peft.tuner.adapters import active_adapter, adapter_gates
 
 WIDTHS = {"vit-tiny": 192, "vit-small": 384}  # DeiT's, Touvron et al. 2021, table 1; 64 a head
 IMAGE_SIZES = {DEMO_BACKBONE: 32}  # pixels; the demo's, and METHOD 1 for the others

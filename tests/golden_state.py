@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTModel
 
 from smat_peft import SMATConfig
 from smat_peft.episodes.episode import Episode
-from smat_peft.tuner.tasks import active_adapter, find_router, smat_layers
+from smat_peft.tuner.adapters import active_adapter, find_router, smat_layers
 
 FOLDER = Path(__file__).parent / "golden"
 RUN: dict[str, Any] = json.loads((FOLDER / "run.json").read_text())

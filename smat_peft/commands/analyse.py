@@ -67,7 +67,7 @@ from smat_peft.evaluation.predictors import SMAT
 from smat_peft.evaluation.protocol import EvaluationDomain, episode_samplers, evaluate
 from smat_peft.evaluation.routing import Routing
 from smat_peft.few_shot.loading import backbone_name, load_adapter, load_backbone
-from smat_peft.tuner.tasks import adapter_config, has_experts
+from smat_peft.tuner.adapters import adapter_config, has_experts
 
 RECORDS = "learning_records"
 PICTURES = ("capacity", "depth", "overlap", "selection", "alignment")

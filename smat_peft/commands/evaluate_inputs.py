@@ -31,7 +31,7 @@ from smat_peft.evaluation.predictors import (
 )
 from smat_peft.evaluation.protocol import EvaluationDomain
 from smat_peft.few_shot.loading import backbone_name, load_backbone, load_model
-from smat_peft.tuner.tasks import has_experts
+from smat_peft.tuner.adapters import has_experts
 
 HELP_WIDTH = 100
 

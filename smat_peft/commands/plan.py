@@ -15,7 +15,7 @@ from smat_peft.evaluation.tables import render_table
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.memory import kept_by_image, memory_of_update
 from smat_peft.meta_tuning.trainer import MetaTrainer
-from smat_peft.tuner.tasks import adapted_size
+from smat_peft.tuner.adapters import adapted_size
 
 BYTES = 4  # what is learned is 32-bit
 

@@ -21,7 +21,7 @@ from smat_peft.files import replacing, write_text
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.sharing.eval_results import write_eval_results
 from smat_peft.sharing.model_card import write_model_card
-from smat_peft.tuner.tasks import has_experts, merged_sparsity, sparsity
+from smat_peft.tuner.adapters import has_experts, merged_sparsity, sparsity
 
 CARD, METRICS, CURVES = "README.md", "metrics.json", "curves.png"
 DEMO_NOTE = "This is the demo's adapter: it is for small pictures of letters and signs, not for photographs."

@@ -18,7 +18,7 @@ from smat_peft.few_shot.inputs import encode_labels, pixel_batches
 from smat_peft.sharing.hub import HubRepository, check_repository, open_repository
 from smat_peft.sharing.merged import Specialisation, save_merged
 from smat_peft.sharing.packed import describe_packed, pack_adapter
-from smat_peft.tuner.tasks import has_experts
+from smat_peft.tuner.adapters import has_experts
 
 ADAPTER_FILES = ("adapter_*", "README.md", "metrics.json", "curves.png", ".eval_results/*")
 PACKED, MERGED = "packed", "merged"  # folders in the output directory, and ends of their repositories' names

@@ -19,7 +19,8 @@ from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
 from smat_peft.few_shot.fine_tuning import Adaptation
 from smat_peft.few_shot.learning_rate import choose_learning_rate
 from smat_peft.few_shot.mixing import ExpertMix, merge_experts, route_support
-from smat_peft.tuner.tasks import adapter_router, even_mix, has_experts
+from smat_peft.tuner.adapters import adapter_router, has_experts
+from smat_peft.tuner.tasks import even_mix
 
 BACKBONE = "backbone"
 SMAT = "SMAT"

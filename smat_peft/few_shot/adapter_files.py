@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers.utils import cached_file, find_adapter_config_file
 
 from smat_peft.errors import CheckpointError
+from smat_peft.tuner.adapters import active_adapter, has_experts
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.tasks import active_adapter, has_experts
 
 LISTED = 3  # names in a message
 

@@ -13,7 +13,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
-from smat_peft.tuner import tasks
+from smat_peft.tuner import adapters, tasks
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.shadow import shadow, unshadow
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 def root_of(model: nn.Module) -> nn.Module:
     """The model that SMAT layers were put into; one without any as it is."""
-    layers = tasks.smat_layers(model)
+    layers = adapters.smat_layers(model)
     root: nn.Module = layers[0].state.root if layers else model
     return root
 
@@ -60,7 +60,7 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
 
 def feature_of(model: nn.Module) -> str:
     """Which feature of the backbone the model's adapter is for; `"auto"` where it has no experts."""
-    return tasks.adapter_config(model).feature if tasks.has_experts(model) else "auto"
+    return adapters.adapter_config(model).feature if adapters.has_experts(model) else "auto"
 
 
 def base_parameters(model: nn.Module) -> dict[str, Place]:
@@ -87,7 +87,7 @@ def running_with(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[No
     if unknown:
         raise ConfigurationError(f"the backbone has no parameter {unknown[0]!r}; the weights belong to another one")
     before = []
-    with tasks.task(model, {}) if tasks.has_experts(model) else nullcontext():
+    with tasks.task(model, {}) if adapters.has_experts(model) else nullcontext():
         try:
             for name, tensor in weights.items():
                 owner, attribute = places[name]
@@ -124,10 +124,12 @@ def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     root = root_of(model)
     shared: dict[int, Any] = {id(buffer): buffer.detach() for buffer in root.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in root.parameters()}
-    for layer in tasks.smat_layers(model):
+    for layer in adapters.smat_layers(model):
         if not isinstance(layer, SMATSide):  # what it wraps stands for it
             shared[id(layer)] = copy.deepcopy(layer.get_base_layer(), shared)
-    with tasks.task(model, {}) if tasks.has_experts(model) else nullcontext():  # another task's weights are not copied
+    with (
+        tasks.task(model, {}) if adapters.has_experts(model) else nullcontext()
+    ):  # another task's weights are not copied
         plain: nn.Module = copy.deepcopy(root, shared)
     for path, module in list(plain.named_modules()):
         if isinstance(module, SMATSide):
@@ -136,7 +138,7 @@ def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
             delattr(plain, SMATRouter.CHILD)
         elif isinstance(module, ModulesToSaveWrapper):
             plain.set_submodule(path, _active(module))
-    if tasks.has_experts(model):
+    if adapters.has_experts(model):
         vars(plain).pop("peft_config", None)  # or PEFT would take LoRA for one adapter more
     places = base_parameters(plain)
     for name, tensor in weights.items():

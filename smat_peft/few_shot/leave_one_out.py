@@ -13,7 +13,7 @@ from smat_peft.few_shot.adaptation import PROTOTYPE, adapt_to_support, classify_
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, frozen_features
 from smat_peft.few_shot.fine_tuning import Adaptation
 from smat_peft.few_shot.mixing import MergedExperts, merge_experts, route_prototypes
-from smat_peft.tuner import tasks
+from smat_peft.tuner import adapters
 
 
 def images_to_leave_out(labels: Int[Tensor, " N"]) -> list[int]:
@@ -47,11 +47,11 @@ def leave_one_out(
         others = torch.arange(len(labels)) != number
         left_out, known = slice(number, number + 1), labels[others]
         prototypes = class_means(frozen[others], known.to(frozen.device))
-        if not tasks.has_experts(model) and not adaptation.takes_steps:
+        if not adapters.has_experts(model) and not adaptation.takes_steps:
             yield cosine_logits(frozen[left_out], prototypes)[0]
             continue
         merged = MergedExperts(None, {})
-        if tasks.has_experts(model):
+        if adapters.has_experts(model):
             merged = merge_experts(model, route_prototypes(model, prototypes).weights)
         task = adapt_to_support(
             model, support[others], known, experts=merged, adaptation=adaptation, batch_size=batch_size

@@ -17,8 +17,8 @@ from transformers.utils import find_adapter_config_file, logging
 from smat_peft.assets import backbone_source
 from smat_peft.errors import CheckpointError
 from smat_peft.few_shot.adapter_files import check_configuration, check_tensors, no_setting_ignored
+from smat_peft.tuner.adapters import has_experts
 from smat_peft.tuner.targets import heads_of
-from smat_peft.tuner.tasks import has_experts
 
 
 @dataclass(frozen=True)

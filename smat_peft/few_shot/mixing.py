@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, device_of, frozen_features
-from smat_peft.tuner import tasks
+from smat_peft.tuner import adapters, tasks
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def route_support(
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> ExpertWeights:
     """What the router says of a support set, by its frozen features (METHOD 3); an even mix where there is none."""
-    if tasks.adapter_router(model) is None:
+    if adapters.adapter_router(model) is None:
         return tasks.even_mix(model)
     frozen = frozen_features(model, support, batch_size=batch_size)
     return route_prototypes(model, class_means(frozen, labels.to(frozen.device)))
@@ -67,7 +67,7 @@ def mix_experts(
     """Route a support set where that is asked for, and merge once."""
     if isinstance(experts, MergedExperts):
         return experts
-    if not tasks.has_experts(model) or (isinstance(experts, str) and experts == "none"):
+    if not adapters.has_experts(model) or (isinstance(experts, str) and experts == "none"):
         return MergedExperts(None, {})
     if isinstance(experts, str):
         experts = route_support(model, support, labels, batch_size=batch_size).weights

@@ -24,21 +24,9 @@ from smat_peft.meta_tuning.objective import (
     router_z_loss,
     sparsity_loss,
 )
+from smat_peft.tuner.adapters import active_adapter, adapter_config, adapter_router, expected_l0, sparsity, thaw_router
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.tasks import (
-    active_adapter,
-    adapter_config,
-    adapter_router,
-    evaluation_mode,
-    expected_l0,
-    features,
-    interpolate,
-    interpolate_tasks,
-    route,
-    sparsity,
-    task,
-    thaw_router,
-)
+from smat_peft.tuner.tasks import evaluation_mode, features, interpolate, interpolate_tasks, route, task
 
 TaskWeights = dict[str, Tensor]
 

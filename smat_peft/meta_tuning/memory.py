@@ -11,8 +11,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.optimisers import ParameterGroups
 from smat_peft.meta_tuning.prototype_learner import PrototypeLearner
+from smat_peft.tuner.adapters import adapted_size
 from smat_peft.tuner.features import extract_features
-from smat_peft.tuner.tasks import adapted_size, features, task
+from smat_peft.tuner.tasks import features, task
 
 FLOAT = 4  # bytes of what is learned, of its gradients, and of a task's weights
 COPIES = 3  # of an episode's task weights: themselves, after the inner step, and the teacher's

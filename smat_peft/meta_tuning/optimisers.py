@@ -12,7 +12,7 @@ from smat_peft.experts.gates import clamp_gates_
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.prototype_learner import PrototypeLearner
-from smat_peft.tuner.tasks import adapter_gates
+from smat_peft.tuner.adapters import adapter_gates
 
 FUSED_ON = ("cpu", "cuda")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from smat_peft.tuner.tasks import active_adapter, adapter_gates
+from smat_peft.tuner.adapters import active_adapter, adapter_gates
 
 SHARES = tuple(n / 10 for n in range(11))  # of the delta, as in Wortsman et al. 2022
 

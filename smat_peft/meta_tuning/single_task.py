@@ -20,7 +20,7 @@ from smat_peft.errors import ConfigurationError
 from smat_peft.experts.gates import clamp_gates_
 from smat_peft.experts.router import even_weights
 from smat_peft.meta_tuning.objective import multiplier_loss, reset_multipliers_, sparsity_loss
-from smat_peft.tuner.tasks import active_adapter, adapter_config, adapter_gates, expected_l0, sparsity
+from smat_peft.tuner.adapters import active_adapter, adapter_config, adapter_gates, expected_l0, sparsity
 
 
 def create_optimizer(model: nn.Module, *, lr: float, gate_lr: float, **settings: Any) -> AdamW:

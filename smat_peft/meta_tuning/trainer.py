@@ -35,7 +35,8 @@ from smat_peft.meta_tuning.schedules import warmup_cosine
 from smat_peft.meta_tuning.signals import StopSignals
 from smat_peft.meta_tuning.tensors import RunTensors
 from smat_peft.meta_tuning.updates import Updates
-from smat_peft.tuner.tasks import compile_interpolation, has_experts
+from smat_peft.tuner.adapters import has_experts
+from smat_peft.tuner.tasks import compile_interpolation
 
 logger = logging.getLogger(__name__)
 

@@ -23,11 +23,11 @@ from smat_peft.experts.packed import rounded
 from smat_peft.experts.stored import FORMAT_VERSION
 from smat_peft.files import moving_into
 from smat_peft.sharing.packed_error import logit_error, random_images
+from smat_peft.tuner.adapters import active_adapter, adapter_config, smat_layers
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.layer import SMATLayer
 from smat_peft.tuner.merging import evaluated_gates
 from smat_peft.tuner.packed import CONTAINER, PackedParameter, refuse_training
-from smat_peft.tuner.tasks import active_adapter, adapter_config, smat_layers
 from smat_peft.version import __version__
 
 HEADER = "smat_packed"  # its key in the metadata of the safetensors file

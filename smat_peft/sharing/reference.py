@@ -19,10 +19,10 @@ from smat_peft.sharing.reference_files import ReferenceCheckpoint, read_referenc
 from smat_peft.sharing.reference_layout import Row
 from smat_peft.sharing.reference_names import TORCH_HUB, TRANSFORMERS_4, TRANSFORMERS_5, Naming, recognise
 from smat_peft.sharing.reference_report import ConversionReport, make_report
+from smat_peft.tuner.adapters import adapter_gates, adapter_router
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.features import REFERENCE_FEATURE, UNUSED_IN_FEATURES
 from smat_peft.tuner.targets import heads_of
-from smat_peft.tuner.tasks import adapter_gates, adapter_router
 
 SAME_WEIGHTS = 1e-2  # relative distance: half precision differs by less, another pre-training by far more
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights
-from smat_peft.tuner import tasks
+from smat_peft.tuner import adapters, tasks
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.features import feature_width
 from smat_peft.tuner.layer import SMATLayer, SMATLinear
@@ -88,15 +88,15 @@ class SMATModel(BaseTuner):
 
     def sparsity(self) -> Tensor:
         """Share of gates that are exactly 0, by expert, `[M]`; in training mode those of training."""
-        return tasks.sparsity(self.model)
+        return adapters.sparsity(self.model)
 
     def expected_l0(self) -> Tensor:
         """Expected share of open gates, by expert, `[M]`, differentiable."""
-        return tasks.expected_l0(self.model)
+        return adapters.expected_l0(self.model)
 
     def unadapted_parameters(self) -> list[str]:
         """Names of the base model's own parameters that the active adapter does not reach."""
-        return tasks.unadapted_parameters(self.model)
+        return adapters.unadapted_parameters(self.model)
 
     # ----- injection -----
 
@@ -130,7 +130,7 @@ class SMATModel(BaseTuner):
             )
         # One for the whole model; a fresh one where this is the first adapter.
         root = getattr(model, "_orig_mod", model)  # below a compiled model's own wrapper
-        self._state = next((layer.state for layer in tasks.smat_layers(model)), None) or SharedState(root)
+        self._state = next((layer.state for layer in adapters.smat_layers(model)), None) or SharedState(root)
         self._tied = tied_parameters(root)
         given: SMATConfig = self.peft_config[adapter_name]
         if given.packed is not None and not given.inference_mode:
@@ -212,7 +212,7 @@ class SMATModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        router = tasks.find_router(self.model)
+        router = adapters.find_router(self.model)
         if router is not None:
             router.unify_dtype(adapter_name)
 

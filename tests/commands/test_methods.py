@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from smat_peft.commands.meta_tune import main, parse
 from smat_peft.commands.methods import METHODS
 from smat_peft.few_shot.loading import load_model
-from smat_peft.tuner.tasks import has_experts, sparsity
+from smat_peft.tuner.adapters import has_experts, sparsity
 from tests.commands.test_meta_tune import ADAPTER, metrics, words
 
 

@@ -26,8 +26,8 @@ from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.evaluation.predictors import prototype_predictor
 from smat_peft.few_shot.loading import load_backbone
+from smat_peft.tuner.adapters import smat_layers
 from smat_peft.tuner.merging import evaluated_gates
-from smat_peft.tuner.tasks import smat_layers
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 1e-4

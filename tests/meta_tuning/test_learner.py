@@ -17,7 +17,7 @@ from smat_peft import SMATConfig
 from smat_peft.episodes.episode import Episode
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
-from smat_peft.tuner.tasks import sparsity
+from smat_peft.tuner.adapters import sparsity
 
 WAYS, SUPPORT, QUERY = 3, 6, 9  # images in all; different numbers tell the passes apart
 TERMS = {"query_ce", "query_kd", "sparsity", "lagrangian", "router_z"}

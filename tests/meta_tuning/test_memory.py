@@ -13,7 +13,7 @@ from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.memory import kept_by_image, kept_for_backward, memory_of_update
 from smat_peft.meta_tuning.optimisers import ParameterGroups
 from smat_peft.meta_tuning.prototype_learner import PrototypeLearner
-from smat_peft.tuner.tasks import adapted_size
+from smat_peft.tuner.adapters import adapted_size
 from tests.faults.small_run import EXPERTS, tiny_vit
 
 IMAGE = torch.zeros(1, 3, 16, 16)

@@ -20,7 +20,7 @@ from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from smat_peft.meta_tuning.schedules import warmup_cosine
 from smat_peft.meta_tuning.trainer import MetaTrainer
-from smat_peft.tuner.tasks import find_router
+from smat_peft.tuner.adapters import find_router
 from tests.golden_state import adapter_parameters
 
 WAYS, SHOTS = 3, 2

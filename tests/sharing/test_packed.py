@@ -18,7 +18,7 @@ from smat_peft import SMATConfig, pack_adapter, save_task
 from smat_peft.errors import CheckpointError, ConfigurationError
 from smat_peft.few_shot import FewShotClassifier
 from smat_peft.sharing.packed import HEADER
-from smat_peft.tuner.tasks import merged_sparsity, smat_layers, sparsity
+from smat_peft.tuner.adapters import merged_sparsity, smat_layers, sparsity
 from tests.sharing.hub_server import WRITER, Hub
 
 PIXELS = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))

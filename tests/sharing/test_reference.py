@@ -19,7 +19,7 @@ from smat_peft.experts.prototypes import class_means
 from smat_peft.few_shot.adaptation import classify_episode
 from smat_peft.sharing.reference import convert_checkpoint
 from smat_peft.sharing.reference_files import ReferenceCheckpoint
-from smat_peft.tuner.tasks import adapter_router
+from smat_peft.tuner.adapters import adapter_router
 from tests.golden_state import adapter_parameters, distance, numbers, section
 from tests.sharing.reference_state import backbone, episode, state_dict
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smat_peft import SMATConfig
 from smat_peft.tuner import tasks
-from smat_peft.tuner.tasks import adapter_gates, smat_layers
+from smat_peft.tuner.adapters import adapter_gates, smat_layers
 from tests.tuner.backbones import assert_same
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

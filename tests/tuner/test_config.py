@@ -13,7 +13,7 @@ from peft import PeftConfig
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.router import Router
-from smat_peft.tuner.tasks import find_router
+from smat_peft.tuner.adapters import find_router
 from tests.tuner.backbones import BACKBONES
 
 CHANGED: dict[str, Any] = {

@@ -5,7 +5,7 @@ import torch
 
 from smat_peft.experts.gates import gate_values
 from smat_peft.experts.prototypes import class_means, cosine_logits
-from smat_peft.tuner.tasks import find_router, smat_layers
+from smat_peft.tuner.adapters import find_router, smat_layers
 from tests.golden_state import distance, episode, golden_model, numbers, section
 
 pytestmark = pytest.mark.usefixtures("engine")

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaModel
 
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
+from smat_peft.tuner.adapters import adapter_router, find_router, smat_layers
 from smat_peft.tuner.side import SMATSide
-from smat_peft.tuner.tasks import adapter_router, find_router, smat_layers
 
 
 class Bare(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_values
-from smat_peft.tuner.tasks import find_router, smat_layers
+from smat_peft.tuner.adapters import find_router, smat_layers
 from tests.tuner.backbones import BACKBONES, EXPERTS, Backbone, assert_same, checkpoint_gradients, outputs, task_images
 
 IMAGES = task_images(7)[0]

@@ -12,8 +12,8 @@ from transformers import ConvNextConfig, ConvNextModel
 
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
+from smat_peft.tuner.adapters import adapted_size, adapter_gates
 from smat_peft.tuner.subsets import SUBSETS, adaptable, share_of_parameters
-from smat_peft.tuner.tasks import adapted_size, adapter_gates
 
 
 def test_what_can_be_adapted_is_what_an_adapter_without_targets_adapts(make_vit: Any) -> None:

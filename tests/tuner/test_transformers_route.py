@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
 from smat_peft.few_shot import FewShotClassifier
-from smat_peft.tuner import tasks
+from smat_peft.tuner import adapters, tasks
 from tests.tuner.backbones import assert_same
 
 CONFIG = {"num_experts": 3, "init_weights": False}
@@ -125,7 +125,7 @@ def test_tasks_are_the_same_by_either_route(make_vit: Callable[..., ViTModel]) -
         predicted = FewShotClassifier(model).fit(SUPPORT, LABELS).predict_proba(SUPPORT)
         results.append({"routed": routed, "adapted": adapted, "predicted": torch.as_tensor(predicted)} | merged)
         assert not torch.allclose(adapted, frozen, atol=1e-4)
-        assert tasks.unadapted_parameters(model) == []
+        assert adapters.unadapted_parameters(model) == []
     assert same(*results)
 
 

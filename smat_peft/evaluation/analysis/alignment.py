@@ -21,7 +21,7 @@ from smat_peft.experts.gates import gate_values
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.few_shot.backbone import device_of
 from smat_peft.meta_tuning.objective import query_loss
-from smat_peft.tuner import tasks
+from smat_peft.tuner import adapters, tasks
 
 HALVES = 2
 MOST_LEVEL = 9  # more labels are turned upright
@@ -166,14 +166,14 @@ def draw_alignment(alignment: Alignment, path: Path) -> None:
 
 def _own_weights(model: nn.Module) -> dict[str, Tensor]:
     """The backbone's own weights that the active adapter changes, by name."""
-    own = tasks.adapted_parameters(model, tasks.active_adapter(model))
+    own = adapters.adapted_parameters(model, adapters.active_adapter(model))
     return {layer.full_name(name): getattr(layer.get_base_layer(), name) for layer, name in own}
 
 
 @torch.no_grad()
 def _cosines(model: nn.Module, gradients: list[dict[str, Tensor]], weights: Tensor) -> Array:
-    adapter = tasks.active_adapter(model)
-    layers = list(tasks.adapter_gates(model, adapter))
+    adapter = adapters.active_adapter(model)
+    layers = list(adapters.adapter_gates(model, adapter))
     stacked = (torch.stack([each[layer.full_name(name)] for each in gradients]) for layer, name, _ in layers)
     values = (gate_values(gates, layer.gate_temperature(adapter, training=False)).cpu() for layer, _, gates in layers)
     return gradient_cosines(stacked, values, weights)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from smat_peft.evaluation.analysis.pictures import Array
 from smat_peft.experts.gates import BLOCK, by_expert, gate_sigmoid, stretch
-from smat_peft.tuner.tasks import active_adapter, adapter_gates
+from smat_peft.tuner.adapters import active_adapter, adapter_gates
 
 
 @dataclass(frozen=True)

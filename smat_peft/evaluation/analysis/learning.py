@@ -23,7 +23,7 @@ from smat_peft.evaluation.statistics import Estimate
 from smat_peft.evaluation.tables import render_table
 from smat_peft.meta_tuning.checkpoints import MANIFEST, checkpoints, load_checkpoint
 from smat_peft.meta_tuning.tensors import MODEL
-from smat_peft.tuner.tasks import adapter_router, has_experts
+from smat_peft.tuner.adapters import adapter_router, has_experts
 
 KEEP_CHECKPOINTS = "--save_total_limit 0 --checkpointing_steps 20"
 LINES = ("-", "--", "-.", ":")

@@ -11,7 +11,7 @@ from smat_peft.evaluation.analysis.alignment import between_halves, gradient_cos
 from smat_peft.evaluation.predictors import mean_expert_weights
 from smat_peft.experts.gates import gate_values
 from smat_peft.experts.prototypes import class_means, cosine_logits
-from smat_peft.tuner import tasks
+from smat_peft.tuner import adapters, tasks
 
 
 def test_a_gradients_parts_are_those_of_the_delta_and_of_each_expert():
@@ -57,7 +57,7 @@ def loss_of(model, weights, episode):
 def expected_cosines(model, domains, state, part):
     """By autograd: through the delta itself (part 0, trained), else through a zero added where the part adds."""
     gradients = []
-    layers = list(tasks.adapter_gates(model, "default"))
+    layers = list(adapters.adapter_gates(model, "default"))
     for sampler in domains.values():
         mix = mean_expert_weights(model, [sampler[0], sampler[1]])
         for episode in (sampler[0], sampler[1]):

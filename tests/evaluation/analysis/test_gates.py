@@ -9,7 +9,7 @@ from smat_peft import SMATConfig
 from smat_peft.evaluation.analysis.capacity import capacity_by_depth, capacity_by_layer_type
 from smat_peft.evaluation.analysis.gates import open_together, read_open_gates
 from smat_peft.experts.gates import BLOCK, EVAL_TEMPERATURE, GATE_LIMIT, TRAIN_TEMPERATURE, gate_values
-from smat_peft.tuner import tasks
+from smat_peft.tuner import adapters
 
 
 @pytest.mark.parametrize("temperature", [EVAL_TEMPERATURE, TRAIN_TEMPERATURE])
@@ -26,7 +26,7 @@ def closed(make_vit):
     def make(**settings):
         model = get_peft_model(make_vit(), SMATConfig(num_experts=2, **settings))
         with torch.no_grad():
-            for _, _, gates in tasks.adapter_gates(model, "default"):
+            for _, _, gates in adapters.adapter_gates(model, "default"):
                 gates.fill_(-GATE_LIMIT)
         return model
 
@@ -34,7 +34,7 @@ def closed(make_vit):
 
 
 def gates_of(model, wanted):
-    found = {layer.full_name(name): gates for layer, name, gates in tasks.adapter_gates(model, "default")}
+    found = {layer.full_name(name): gates for layer, name, gates in adapters.adapter_gates(model, "default")}
     return found[wanted]
 
 
@@ -68,4 +68,4 @@ def test_an_experts_capacities_average_to_what_its_sparsity_leaves(smat_vit):
     parts = capacity_by_layer_type(read_open_gates(smat_vit))
     sizes = np.array([part.size for part in parts])
     shares = sizes @ np.stack([part.shares for part in parts]) / sizes.sum()
-    np.testing.assert_allclose(shares, 1 - tasks.sparsity(smat_vit, training=False), atol=1e-6)
+    np.testing.assert_allclose(shares, 1 - adapters.sparsity(smat_vit, training=False), atol=1e-6)

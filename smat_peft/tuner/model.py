@@ -189,6 +189,8 @@ class SMATModel(BaseTuner):
             return getattr(target, SMATSide.CHILD, None) or SMATSide(target, path, self._state)
         layer_type = SMATLinear if isinstance(target, nn.Linear | Conv1D) else SMATLayer
         layer = layer_type(target, path, self._state)
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            layer.register_forward_pre_hook(_do_nothing)  # else, without gradient, it reads weights and calls no layer
         self._replace_module(parent, target_name, layer, target)
         return layer
 
@@ -254,3 +256,7 @@ def _meta_parameters(low_cpu_mem_usage: bool) -> Iterator[None]:
         return
     with init_empty_weights():
         yield
+
+
+def _do_nothing(_module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+    """A hook: torch leaves its fast path for a module that has one."""

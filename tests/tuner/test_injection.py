@@ -163,6 +163,18 @@ def test_the_projection_that_attention_reads_without_calling_is_listed_and_not_a
     assert isinstance(model.get_base_model().attention.smatside, SMATSide)
 
 
+@pytest.mark.parametrize("target", ["linear1", "linear2", "norm1", "norm2", "self_attn"])
+def test_torch_s_fast_path_does_not_pass_the_experts_by(target: str) -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), num_layers=1).eval()
+    x = torch.randn(2, 3, 8)
+    plain = encoder(x)
+    model = get_peft_model(encoder, settings(target_modules=[target])).eval()
+    with torch.no_grad():
+        fast = model(x)
+    assert torch.allclose(fast, model(x), atol=1e-6)
+    assert not torch.allclose(fast, plain, atol=1e-2)
+
+
 def test_a_head_is_listed_as_unadapted(make_vit: Callable[..., nn.Module]) -> None:
     base = nn.Sequential()
     base.backbone, base.head = nn.Linear(4, 4), nn.Linear(4, 2)

@@ -46,8 +46,8 @@ from smat_peft.evaluation.predictors import SMAT
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 EXPERTS = (4, 8, 1, 16)
-RATES = (0.2, 0.05)  # at 0.2 all gates open diverge, at 0.05 sparse ones are slow
-MULTIPLIER_RATE = 2.0  # of the constraint: at the recipe's, gates of 0.95 and of 0.99 both end at 0.90
+SWEEP_RECIPE = Path(__file__).with_name("comparison") / "sweep.yaml"
+RATES = (0.2, 0.05)  # at 0.2 one expert without closed gates diverges, at 0.05 sparse ones are slow
 QUICK: dict[str, Any] = {"max_steps": 10, "validation_steps": 10, "checkpointing_steps": 5, "evaluation_episodes": 10}
 SETTINGS = ("target_sparsity", "num_experts", "delta_lr", "seed")
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--recipes",
         type=Path,
         nargs="+",
-        default=list(RECIPES),
+        default=[*RECIPES, SWEEP_RECIPE],
         help="settings of all cells, the last one first",
     )
     parser.add_argument("--sparsities", type=float, nargs="+", default=list(SPARSITIES), help="of each expert")
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/sweep, or outputs/sweep-quick")
     parser.add_argument("--results", type=Path, help="the table; docs/results/sweep.csv, or sweep.csv in --runs_dir")
     arguments = parser.parse_args(argv)
-    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes, "multiplier_lr": MULTIPLIER_RATE}
+    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes}
     if arguments.quick:
         arguments.sparsities, arguments.experts, arguments.rates = [0.0, 0.9], [1, 4], [0.05]
         settings |= QUICK

@@ -98,6 +98,9 @@ def remove_folder(path: Path) -> None:
         CheckpointError: It cannot be removed.
     """
     with _one_error(f"cannot remove {path}"):
+        if path.is_symlink():
+            path.unlink()
+            return
         partial = _beside(path)
         shutil.rmtree(partial, ignore_errors=True)  # what of another that could not be removed
         path.rename(partial)

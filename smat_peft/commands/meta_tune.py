@@ -164,6 +164,8 @@ def _create_accelerator(launch: LaunchArguments, output_dir: Path) -> Accelerato
 
 def _create_model(arguments: ModelArguments) -> PeftModel:
     backbone = load_backbone(arguments.model_name_or_path)
+    if any(parameter.itemsize < torch.float32.itemsize for parameter in backbone.parameters()):
+        backbone = backbone.float()  # steps from half precision would round away; --mixed_precision is for passes
     if arguments.adapter_name_or_path is not None:
         return load_adapter(backbone, arguments.adapter_name_or_path, is_trainable=True)
     return get_peft_model(backbone, METHODS[arguments.method].adapter(backbone, arguments))

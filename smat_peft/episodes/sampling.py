@@ -109,7 +109,7 @@ class EpisodeSampler:
             ("queries", queries, 1),
             ("seed", seed, 0),
             ("max_ways", max_ways, MIN_CLASSES),
-            ("max_support", max_support, ways or max_ways),
+            ("max_support", max_support, (ways or max_ways) if shots is None else 1),
         ):
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} must be at least {least}, got {value}")

@@ -18,7 +18,7 @@ def open_gates(logits: Tensor, temperature: float) -> Tensor:
     if fused is not None:
         return fused(by_expert(logits).data, temperature)
     blocks = by_expert(logits).split(BLOCK, dim=1)
-    counts = [stretch(gate_sigmoid(block, temperature)).gt_(0.0).sum(1) for block in blocks]  # gt_ leaves 0.0 and 1.0
+    counts = [_sums(stretch(gate_sigmoid(block, temperature)).gt_(0.0)) for block in blocks]  # gt_ leaves 0.0 and 1.0
     return torch.stack(counts).sum(0, dtype=torch.int64)
 
 
@@ -38,7 +38,7 @@ class _ExpectedOpenGates(torch.autograd.Function):
         if fused is not None:
             return fused(by_expert(logits).data)
         blocks = by_expert(logits).split(BLOCK, dim=1)
-        return torch.stack([torch.sigmoid(block + EXPECTED_L0_SHIFT).sum(1) for block in blocks]).sum(0)
+        return torch.stack([_sums(torch.sigmoid(block + EXPECTED_L0_SHIFT)) for block in blocks]).sum(0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -51,5 +51,10 @@ class _ExpectedOpenGates(torch.autograd.Function):
         both = (by_expert(tensor).split(BLOCK, dim=1) for tensor in (logits, result))
         for block, into in zip(*both, strict=True):
             probability = torch.sigmoid(block + EXPECTED_L0_SHIFT)
-            into.copy_(torch.ops.aten.sigmoid_backward(outgoing[:, None].expand_as(block), probability))
+            into.copy_(torch.ops.aten.sigmoid_backward(outgoing[:, None].to(block).expand_as(block), probability))
         return result
+
+
+def _sums(block: Tensor) -> Tensor:
+    """By expert, in single precision at least: half a precision counts to 2048."""
+    return block.sum(1, dtype=torch.promote_types(block.dtype, torch.float32))

@@ -179,7 +179,8 @@ class Router(nn.Module):
                 scores = relaxed_bernoulli(logits, uniform, self.temperature)
             else:
                 scores = torch.sigmoid(logits / self.temperature)
-            weights = scores / (scores.sum() + WEIGHT_SUM_FLOOR) if len(scores) > 1 else scores
+            floor = max(WEIGHT_SUM_FLOOR, torch.finfo(scores.dtype).tiny)
+            weights = scores / (scores.sum() + floor) if len(scores) > 1 else scores
         return ExpertWeights(logits=logits, scores=scores, weights=weights)
 
     def _norm(self, tokens: Tensor, name: str) -> Tensor:

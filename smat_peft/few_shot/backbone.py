@@ -17,6 +17,7 @@ from smat_peft.tuner import adapters, tasks
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.shadow import shadow, unshadow
+from smat_peft.tuner.shadow import empty_caches
 from smat_peft.tuner.side import SMATSide
 from smat_peft.tuner.targets import base_modules, own_parameters, owner_of
 
@@ -127,13 +128,15 @@ def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     for layer in adapters.smat_layers(model):
         if not isinstance(layer, SMATSide):  # what it wraps stands for it
             shared[id(layer)] = copy.deepcopy(layer.get_base_layer(), shared)
-    with (
-        tasks.task(model, {}) if adapters.has_experts(model) else nullcontext()
-    ):  # another task's weights are not copied
+    on_no_task = tasks.task(model, {}) if adapters.has_experts(model) else nullcontext()
+    with on_no_task:  # whose weights would be copied
         plain: nn.Module = copy.deepcopy(root, shared)
+    for layer in adapters.smat_layers(model):
+        for hook in copy.deepcopy(layer.hooks, shared):
+            hook.remove()
     for path, module in list(plain.named_modules()):
         if isinstance(module, SMATSide):
-            module.detach_from_owner()
+            module.let_go()
         elif isinstance(module, SMATRouter):
             delattr(plain, SMATRouter.CHILD)
         elif isinstance(module, ModulesToSaveWrapper):
@@ -143,6 +146,8 @@ def plain_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     places = base_parameters(plain)
     for name, tensor in weights.items():
         places[name].parameter.data = tensor
+    for module in plain.modules():
+        empty_caches(module)
     return plain
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smat_peft.episodes.episode import Episode
+from smat_peft.errors import ConfigurationError
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.experts.router import ExpertWeights, Router
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
@@ -24,7 +25,15 @@ from smat_peft.meta_tuning.objective import (
     router_z_loss,
     sparsity_loss,
 )
-from smat_peft.tuner.adapters import active_adapter, adapter_config, adapter_router, expected_l0, sparsity, thaw_router
+from smat_peft.tuner.adapters import (
+    active_adapter,
+    adapted_parameters,
+    adapter_config,
+    adapter_router,
+    expected_l0,
+    sparsity,
+    thaw_router,
+)
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.tasks import evaluation_mode, features, interpolate, interpolate_tasks, route, task
 
@@ -66,6 +75,9 @@ class MetaLearner(nn.Module):
         arguments: Weights of the terms and rates of the inner steps.
         process_index: Which of the update's episodes are this process's: `process_index`, `+ num_processes`, ...
         num_processes: Number of processes.
+
+    Raises:
+        ConfigurationError: The backbone is in half precision: small steps from its weights would round away.
     """
 
     logged = ("accuracy", "sparsity")  # of `statistics`
@@ -84,6 +96,13 @@ class MetaLearner(nn.Module):
         self.process_index = process_index
         self.num_processes = num_processes
         self.adapter_name = active_adapter(model)
+        for layer, name in adapted_parameters(model, self.adapter_name):
+            kind = getattr(layer.get_base_layer(), name).dtype
+            if kind.itemsize < torch.float32.itemsize:
+                raise ConfigurationError(
+                    f"meta-tuning takes small steps from the backbone's weights, which round away in {kind}: load it "
+                    "with dtype=torch.float32; mixed precision is for passes alone"
+                )
         thaw_router(model, self.adapter_name)
         device = next(model.parameters()).device
         self.multipliers = nn.Parameter(torch.zeros(self.config.num_experts, device=device))

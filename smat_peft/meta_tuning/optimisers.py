@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from smat_peft.errors import ConfigurationError
 from smat_peft.experts.gates import clamp_gates_
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
@@ -21,6 +22,9 @@ class ParameterGroups:
     """The parameters that meta-tuning learns, by what is done with them; each maps a name to a parameter.
 
     `other` are those of an adapter without experts.
+
+    Raises:
+        ConfigurationError: A parameter is trainable that none of these is, such as one of `modules_to_save`.
     """
 
     def __init__(self, learner: MetaLearner | PrototypeLearner) -> None:
@@ -39,6 +43,12 @@ class ParameterGroups:
         self.gates = trained(gates for _, _, gates in adapted)
         self.multipliers = trained([learner.multipliers])
         self.router = trained(learner.router.parameters()) if learner.router is not None else {}
+        others = [name for name, p in learner.named_parameters() if p.requires_grad and name not in self.all()]
+        if others:
+            raise ConfigurationError(
+                f"meta-tuning trains delta, gates and router, and {others[0]} is trainable, too: leave out "
+                "modules_to_save, or freeze it"
+            )
 
     def all(self) -> dict[str, nn.Parameter]:
         """Every learned parameter by its name."""

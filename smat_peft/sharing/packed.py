@@ -23,13 +23,14 @@ from smat_peft.experts.packed import rounded
 from smat_peft.experts.stored import FORMAT_VERSION
 from smat_peft.files import moving_into
 from smat_peft.sharing.packed_error import logit_error, random_images
-from smat_peft.tuner.adapters import active_adapter, adapter_config, smat_layers
+from smat_peft.tuner.adapters import active_adapter, adapter_config, smat_layers, unmerged_state
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.layer import SMATLayer
 from smat_peft.tuner.merging import evaluated_gates
 from smat_peft.tuner.packed import CONTAINER, PackedParameter, refuse_training
 from smat_peft.version import __version__
 
+OF_ONE_TASK = "of one task"  # in place of how gates are stored
 HEADER = "smat_packed"  # its key in the metadata of the safetensors file
 LEFT_OUT = "gate logits, a delta that no expert uses, the multipliers of the sparsity constraint, optimiser state"
 
@@ -106,22 +107,25 @@ def save_task(model: PeftModel, path: str | Path, *, dtype: torch.dtype = torch.
         The header that the file carries.
 
     Raises:
-        ConfigurationError: The model is on no task.
+        ConfigurationError: The model is on no task, an adapter is merged, or `dtype` cannot hold what is added.
         CheckpointError: The folder holds an adapter that is not packed, or cannot be written to.
     """
     adapter_name = active_adapter(model)
-    layers = smat_layers(model)
-    task = layers[0].state.task
+    state = unmerged_state(model)
+    task = state.task
     if task is None or task.adapter != adapter_name:
         raise ConfigurationError("the model is on no task: call model.adapt(pixel_values, labels) before save_task")
     packed: Packed = {}
-    for layer in layers:
+    for layer in state.layers:
         for name in layer.adapted(adapter_name):
-            base = getattr(layer.get_base_layer(), name).detach().float()
-            delta = (task.weights[layer.full_name(name)].float() - base).to(dtype)
+            base = getattr(layer.get_base_layer(), name).detach()
+            precise = torch.promote_types(base.dtype, torch.float32)
+            delta = (task.weights[layer.full_name(name)].to(precise) - base.to(precise)).to(dtype)
+            if not delta.isfinite().all():
+                raise ConfigurationError(f"what the task adds to {layer.full_name(name)} is not finite in {dtype}")
             packed[layer, name] = PackedParameter(delta.shape, delta.shape, num_experts=1)
             packed[layer, name].fill((delta != 0).float()[None], delta, exact=True)
-    header = _header("exact", packed)
+    header = _header(OF_ONE_TASK, packed)
     config = adapter_config(model, adapter_name)
     config = replace(config, num_experts=1, sparsity_pattern="dense", gate_granularity="element", packed=header)
     _write(Path(path), model, packed, config)
@@ -131,7 +135,9 @@ def save_task(model: PeftModel, path: str | Path, *, dtype: torch.dtype = torch.
 def describe_packed(header: Mapping[str, Any]) -> str:
     """What a packed adapter's header says, for its card."""
     error = "Task weights are the same to the bit."
-    if header["logit_error"] is not None:
+    if header["gates"] == OF_ONE_TASK:
+        error = f"Weights are those of the task, but for rounding to {header['delta']}."
+    elif header["logit_error"] is not None:
         error = (
             f"Logits, which lie between -10 and 10, differ by at most {header['logit_error']:.2g} from those of the "
             f"adapter that it was packed from (measured on {header['measured_on']})."

@@ -130,8 +130,8 @@ def expected_l0(model: nn.Module) -> Tensor:
 def unadapted_parameters(model: nn.Module) -> list[str]:
     """Names of the base model's own parameters that the active adapter does not reach.
 
-    Heads are among them, what `target_modules` leaves out, modules that are trained whole (`modules_to_save`), tied
-    parameters, and the output projection of torch's MultiheadAttention, which is read without a call of it.
+    Heads are among them, what `target_modules` leaves out, modules that are trained whole (`modules_to_save`), and tied
+    parameters.
     """
     reached = {layer.full_name(name) for layer, name in adapted_parameters(model, active_adapter(model))}
     return [name for name in base_parameter_names(state_of(model).root) if name not in reached]
@@ -160,4 +160,17 @@ def state_of(model: nn.Module) -> SharedState:
         raise ConfigurationError(
             f"{type(model).__name__} has no SMAT layers; make them with get_peft_model(model, SMATConfig(...))"
         )
+    return state
+
+
+def unmerged_state(model: nn.Module) -> SharedState:
+    """The same, of a model that can take on a task.
+
+    Raises:
+        ConfigurationError: An adapter is merged: a task's weights are made of the backbone's own.
+    """
+    state = state_of(model)
+    merged = sorted({name for layer in state.layers for name in layer.merged_adapters})
+    if merged:
+        raise ConfigurationError(f"adapters {merged} are merged; unmerge_adapter() before using a task")
     return state

@@ -17,7 +17,12 @@ class KeptGates:
 
     @torch.no_grad()
     def values(self, name: str, gates: Tensor, temperature: float, base: torch.dtype) -> Tensor:
-        """Values of the gates `[M, *gate_shape]` of the parameter `name`, which is of type `base`."""
+        """Values of the gates `[M, *gate_shape]` of the parameter `name`, which is of type `base`.
+
+        What is written to the gates is seen, but not what is written to their `.data`.
+        """
+        if gates.is_inference():  # whether they have changed cannot be known
+            return gate_values(gates, temperature).to(kept_type(base))
         if name in self._kept:
             memory, version, as_of, values = self._kept[name]
             if (gates.data_ptr(), gates.device) == (memory.data_ptr(), memory.device) and (

@@ -1,18 +1,23 @@
 """SMATLayer: the delta and the gates over the parameters that one module owns, and how a call takes its task weights.
 
-During a call the task weights shadow the module's own parameters and are taken away after it.
+During a call the task weights shadow the module's own parameters and are taken away after it: during a call of the
+module itself, and where its parent reads its parameters, of the parent.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from smat_peft.errors import ConfigurationError
 from smat_peft.experts.counting import open_gates
 from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape, gate_values, initialise_gates_
 from smat_peft.experts.interpolate import interpolate
@@ -22,9 +27,10 @@ from smat_peft.experts.router import even_weights
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.kept_gates import KeptGates
 from smat_peft.tuner.packed import PackedParameter
-from smat_peft.tuner.shadow import shadow, unshadow
+from smat_peft.tuner.shadow import Shadowed, empty_caches, shadow, unshadow
 from smat_peft.tuner.state import SharedState, Task
 
+NO_THREAD, COMPILING = 0, -1  # in place of a thread's identifier
 RANDOM_DELTA_STD = 0.1  # of `init_weights=False`; large enough to be seen in half precision
 
 
@@ -51,6 +57,9 @@ class SMATLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, path: str, state: SharedState) -> None:
         super().__init__()
         self.training = base_layer.training  # gates differ between the modes
+        self.hooks: tuple[RemovableHandle, ...] = ()
+        self._held: Shadowed | None = None  # during a call of the module that it is held during
+        self._thread = NO_THREAD
         self._attach(base_layer)
         self.path = path
         self.state = state
@@ -170,11 +179,13 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged:
             return {}
         task = self.state.task
-        if task is not None and task.adapter in self.active_adapters:
-            return self._from_task(task)
         effective: dict[str, Tensor] = {}
+        if task is not None and task.adapter in self.active_adapters:
+            effective = self._from_task(task)
+            if not task.weights:  # the backbone's own: most calls, when features are taken
+                return effective
         for adapter_name in self.active_adapters:
-            if self.adapted(adapter_name):
+            if self.adapted(adapter_name) and (task is None or task.adapter != adapter_name):
                 effective = self.mix_evenly(adapter_name, self.training, effective)
         return effective
 
@@ -195,20 +206,61 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         return f"{self.path}.{name}" if self.path else name
 
     def _from_task(self, task: Task) -> dict[str, Tensor]:
-        if not task.weights:  # the backbone's own: most calls, when features are taken
-            return {}
         named = ((name, task.weights.get(self.full_name(name))) for name in self.parameter_names())
         return {name: weight for name, weight in named if weight is not None}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped module with its effective parameters."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        shadowed = shadow(self.base_layer, self.effective_parameters())
+        if self._held is not None:  # they are in place
+            return self.base_layer(*args, **kwargs)
+        self._prepare_call()
+        before: Shadowed = {}
         try:
+            before = shadow(self.base_layer, self.effective_parameters())
             return self.base_layer(*args, **kwargs)
         finally:
-            unshadow(self.base_layer, shadowed)
+            unshadow(self.base_layer, before)
+            self._thread = NO_THREAD
+
+    def hold_during_calls_of(self, module: nn.Module) -> None:
+        """Have the effective parameters in place during every call of a module, until [`let_go`]."""
+        self.hooks = (
+            module.register_forward_pre_hook(self._hold),
+            module.register_forward_hook(self._release, always_call=True),
+        )
+
+    def let_go(self) -> None:
+        """Undo [`hold_during_calls_of`]."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _hold(self, _module: nn.Module, _inputs: Any) -> None:
+        self._prepare_call()
+        if self._held is not None:  # by a call that was interrupted
+            unshadow(self.get_base_layer(), self._held)
+        self._held = {}
+        self._held = shadow(self.get_base_layer(), self.effective_parameters())
+
+    def _release(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if self._held is not None and self._thread == _this_thread():
+            unshadow(self.get_base_layer(), self._held)
+            self._held, self._thread = None, NO_THREAD
+
+    def _prepare_call(self) -> None:
+        """Unmerge where adapters are disabled.
+
+        Raises:
+            ConfigurationError: A call in another thread is under way.
+        """
+        thread = _this_thread()
+        if self._thread not in (NO_THREAD, thread):
+            raise ConfigurationError(
+                "two threads call this model at once; its task is one for all: give each thread a copy.deepcopy of the "
+                "model, or let one wait for the other"
+            )
+        self._thread = thread
+        if self.disable_adapters and self.merged:
+            self.unmerge()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write adapters into the module's parameters, with evaluation gates: the task's weights where a task is set.
@@ -221,12 +273,13 @@ class SMATLayer(nn.Module, BaseTunerLayer):
             if not self.adapted(adapter_name):
                 continue
             with torch.no_grad():
-                merged = self._merged(adapter_name, self._before_merge[0] if self._before_merge else {})
+                merged = self._merged(adapter_name, dict(ChainMap(*self._before_merge)))
             if safe_merge and not all(torch.isfinite(weight).all() for weight in merged.values()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken")
             self._before_merge.append({name: getattr(owner, name).data for name in merged})
             for name, weight in merged.items():
                 getattr(owner, name).data = weight.detach()
+            empty_caches(owner)
             self.merged_adapters.append(adapter_name)
 
     def _merged(self, adapter_name: str, originals: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -249,6 +302,13 @@ class SMATLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.pop()
             for name, original in self._before_merge.pop().items():
                 getattr(owner, name).data = original
+        empty_caches(owner)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SMATLayer:
+        """Go to another device or type, and what unmerging gives back as well."""
+        super()._apply(fn, recurse)
+        self._before_merge = [{name: fn(tensor) for name, tensor in saved.items()} for saved in self._before_merge]
+        return self
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -265,6 +325,11 @@ class SMATLayer(nn.Module, BaseTunerLayer):
 
 class SMATLinear(SMATLayer):
     """A wrapped Linear; PEFT's `all-linear` knows adapted linear layers by their class name."""
+
+
+def _this_thread() -> int:
+    """The thread that calls; code that is compiled does not ask."""
+    return COMPILING if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def _initial_gates(config: SMATConfig, parameter: Tensor, shape: torch.Size) -> Tensor:

@@ -20,11 +20,13 @@ from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.features import feature_width
 from smat_peft.tuner.layer import SMATLayer, SMATLinear
 from smat_peft.tuner.packed import CONTAINER, refuse_training
+from smat_peft.tuner.readers import reads_parameters_of
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.side import SMATSide
 from smat_peft.tuner.state import SharedState
 from smat_peft.tuner.targets import (
     adaptable_parameters,
+    is_trained_whole,
     names_taken,
     owner_of,
     target_everything,
@@ -119,7 +121,7 @@ class SMATModel(BaseTuner):
 
         Raises:
             ConfigurationError: Where one of several adapters has the name of a module or parameter: PEFT would lose
-                tensors of the others when it saves them.
+                tensors of the others when it saves them. Or where what is targeted has no parameter to adapt.
         """
         several = len(self.peft_config) > 1
         clashing = sorted(names_taken(model) & set(self.peft_config)) if several else []
@@ -146,6 +148,11 @@ class SMATModel(BaseTuner):
         with _meta_parameters(low_cpu_mem_usage):
             if config.target_modules and self._check_target_module_exists(config, ""):
                 self._create_and_replace(config, adapter_name, model, "", model, "")  # PEFT leaves the root out
+            if not any(layer.adapted(adapter_name) for layer in adapters.smat_layers(model)):
+                raise ConfigurationError(
+                    f"what target_modules={config.target_modules!r} and target_parameters={config.target_parameters!r} "
+                    "name has no parameter that can be adapted"
+                )
             # Not before: PEFT takes a model that holds a tuner layer for adapted and would leave its base trainable.
             if config.has_router:
                 self._add_router(config, adapter_name)
@@ -168,7 +175,7 @@ class SMATModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, SMATSide | SMATRouter):
+        if isinstance(target, SMATSide | SMATRouter) or is_trained_whole(self._state.root, current_key):
             return  # an earlier adapter's; what is beside a module is reached through that module
         names = adaptable_parameters(peft_config, owner_of(target), self._tied)
         if parameter_name is not None:
@@ -189,8 +196,8 @@ class SMATModel(BaseTuner):
             return getattr(target, SMATSide.CHILD, None) or SMATSide(target, path, self._state)
         layer_type = SMATLinear if isinstance(target, nn.Linear | Conv1D) else SMATLayer
         layer = layer_type(target, path, self._state)
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            layer.register_forward_pre_hook(_do_nothing)  # else, without gradient, it reads weights and calls no layer
+        if reads_parameters_of(parent, target_name):
+            layer.hold_during_calls_of(parent)
         self._replace_module(parent, target_name, layer, target)
         return layer
 
@@ -229,10 +236,10 @@ class SMATModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         for module in list(self.model.modules()):
-            if isinstance(module, SMATSide):
-                if merge:
-                    module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-                module.detach_from_owner()
+            if isinstance(module, SMATSide) and merge:
+                module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            if isinstance(module, SMATLayer):
+                module.let_go()
         root = getattr(self.model, "_orig_mod", self.model)
         if hasattr(root, SMATRouter.CHILD):
             delattr(root, SMATRouter.CHILD)
@@ -256,7 +263,3 @@ def _meta_parameters(low_cpu_mem_usage: bool) -> Iterator[None]:
         return
     with init_empty_weights():
         yield
-
-
-def _do_nothing(_module: nn.Module, _inputs: tuple[Any, ...]) -> None:
-    """A hook: torch leaves its fast path for a module that has one."""

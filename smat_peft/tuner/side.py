@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smat_peft.tuner.layer import SMATLayer
-from smat_peft.tuner.shadow import shadow, unshadow
 
 
 class SMATSide(SMATLayer):
@@ -22,11 +20,7 @@ class SMATSide(SMATLayer):
 
     def _attach(self, owner: nn.Module) -> None:
         self.__dict__["owner"] = owner  # not a child: the owner is this module's parent
-        self._shadowed: list[dict[str, Tensor | None]] = []
-        self._hooks = (
-            owner.register_forward_pre_hook(self._before_call),
-            owner.register_forward_hook(self._after_call, always_call=True),
-        )
+        self.hold_during_calls_of(owner)
         setattr(owner, self.CHILD, self)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # code compiled for a module of this class does not ask whether it has hooks now
@@ -36,16 +30,7 @@ class SMATSide(SMATLayer):
         owner: nn.Module = self.__dict__["owner"]
         return owner
 
-    def detach_from_owner(self) -> None:
+    def let_go(self) -> None:
         """Leave the owner as it was before."""
-        for hook in self._hooks:
-            hook.remove()
+        super().let_go()
         delattr(self.get_base_layer(), self.CHILD)
-
-    def _before_call(self, owner: nn.Module, _inputs: Any) -> None:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        self._shadowed.append(shadow(owner, self.effective_parameters()))
-
-    def _after_call(self, owner: nn.Module, _inputs: Any, _output: Any) -> None:
-        unshadow(owner, self._shadowed.pop())

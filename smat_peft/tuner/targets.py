@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Set
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.config import SMATConfig
@@ -22,6 +23,7 @@ from smat_peft.tuner.features import (
     feature_kind,
 )
 
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 EVERYTHING = ".*"  # as a regular expression over module names
 
 
@@ -61,31 +63,42 @@ def own_parameters(module: nn.Module) -> list[str]:
 def adaptable_parameters(config: SMATConfig, module: nn.Module, tied: Set[nn.Parameter]) -> list[str]:
     """Names of a targeted module's own parameters that an adapter can reach.
 
-    MultiheadAttention reads the weights of its output projection without calling it: what is done to them during a
-    call of that module would never be seen. A parameter of several names (`tied`) would get a delta at each of them or
-    at one, and merging writes to all: where no target is named, it is left alone.
+    A parameter of several names (`tied`) would get a delta at each of them or at one, and merging writes to all: where
+    no target is named, it is left alone.
 
     Raises:
         ConfigurationError: The module's weights are quantised: a delta as large as they would be is added to them.
     """
     weight = getattr(module, "weight", None)
-    if hasattr(module, "qweight") or (isinstance(weight, Tensor) and not weight.is_floating_point()):
+    if hasattr(module, "qweight") or (isinstance(weight, Tensor) and weight.dtype in INTEGERS):
         raise ConfigurationError(
             f"SMAT adapts weights of full or half precision, and this {type(module).__name__} is quantised: load the "
             "model without a quantization_config, or name the module in exclude_modules"
         )
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return []
     names = own_parameters(module)
-    if config.target_modules != EVERYTHING:
-        return names
-    return [name for name in names if name not in UNUSED_IN_FEATURES and getattr(module, name) not in tied]
+    shared = [name for name in names if getattr(module, name) in tied]
+    if config.target_modules == EVERYTHING:
+        return [name for name in names if name not in UNUSED_IN_FEATURES and name not in shared]
+    if shared:
+        warnings.warn(
+            f"{shared[0]} of a {type(module).__name__} is the parameter of another module, too: merging changes it for "
+            "both, a call for this one alone",
+            stacklevel=2,
+        )
+    return names
 
 
 def tied_parameters(model: nn.Module) -> set[nn.Parameter]:
     """The parameters of a model that have several names: two modules own them, or their module has two names itself."""
     counts = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
     return {parameter for parameter, count in counts.items() if count > 1}
+
+
+def is_trained_whole(model: nn.Module, path: str) -> bool:
+    """Whether the module at a path is, or is inside of, one that some adapter trains whole (`modules_to_save`)."""
+    parts = path.split(".") if path else []
+    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts) + 1))
+    return any(isinstance(module, AuxiliaryTrainingWrapper) for module in around)
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from smat_peft.errors import ConfigurationError
+from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.experts.compiled import COUNTS, Count, Merge, compile_passes
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights, even_weights
@@ -24,11 +24,12 @@ from smat_peft.tuner.adapters import (
     has_experts,
     smat_layers,
     state_of,
+    unmerged_state,
 )
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.merging import interpolate_layers, merge_layers
 from smat_peft.tuner.recompute import recompute_with_task
-from smat_peft.tuner.state import SharedState, Task
+from smat_peft.tuner.state import Task
 
 
 def features(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -81,8 +82,11 @@ def interpolate(model: nn.Module, weights: Tensor, *, training: bool | None = No
 def interpolate_tasks(model: nn.Module, weights: Tensor, *, training: bool | None = None) -> list[dict[str, Tensor]]:
     """[`interpolate`] for the expert weights `[E, M]` of several tasks, whose merges share one read of the gates."""
     adapter_name = active_adapter(model)
+    num_experts = adapter_config(model, adapter_name).num_experts
+    if weights.shape[1:] != (num_experts,):
+        raise ConfigurationError(f"the adapter mixes {num_experts} experts, got {weights[0].numel()} weights")
     training = model.training if training is None else training
-    return interpolate_layers(smat_layers(model), adapter_name, weights, training)
+    return interpolate_layers(unmerged_state(model).layers, adapter_name, weights, training)
 
 
 def compile_interpolation(model: nn.Module, *, num_tasks: int = 1, training: bool = False) -> bool:
@@ -116,7 +120,7 @@ def task(model: nn.Module, weights: Tensor | Mapping[str, Tensor]) -> Iterator[N
         weights: Expert weights `[M]`, or task weights by the base model's parameter names. Parameters that are not
             named keep their pre-trained values: `{}` is the untouched backbone.
     """
-    state = _unmerged_state(model)
+    state = unmerged_state(model)
     previous = state.task
     if isinstance(weights, Tensor):
         weights = interpolate(model, weights)
@@ -155,8 +159,15 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, keep_gates:
         labels: Their labels `0..C-1`, `[N]`.
         keep_gates: Keep the values of the evaluated gates for the tasks to come, until a call without it. Takes two
             bytes a gate; the task weights then differ by up to 2.5e-4 of the delta.
+
+    Raises:
+        ConfigurationError: An adapter is merged, or not exactly one is active.
+        DataError: A class between two others has no image.
     """
-    state, adapter_name = state_of(model), active_adapter(model)
+    state, adapter_name = unmerged_state(model), active_adapter(model)
+    empty = torch.nonzero(torch.bincount(labels) == 0).flatten().tolist()
+    if empty:
+        raise DataError(f"labels must be 0 to C-1, and no image has label {empty[0]}")
     if adapter_router(model) is None:
         weights = even_mix(model)
     else:
@@ -174,14 +185,6 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, keep_gates:
 def reset_task(model: nn.Module) -> None:
     """Leave the task that [`adapt`] set: experts are mixed evenly again."""
     state_of(model).task = None
-
-
-def _unmerged_state(model: nn.Module) -> SharedState:
-    state = state_of(model)
-    merged = sorted({name for layer in state.layers for name in layer.merged_adapters})
-    if merged:
-        raise ConfigurationError(f"adapters {merged} are merged; unmerge_adapter() before using a task")
-    return state
 
 
 def _check_names(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

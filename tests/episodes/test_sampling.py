@@ -292,6 +292,10 @@ def test_an_argument_out_of_range_is_named(settings: dict[str, Any]) -> None:
         make_sampler(**settings)
 
 
+def test_fixed_shots_need_no_place_for_as_many_support_images_as_classes() -> None:
+    assert make_sampler(ways=5, shots=1, max_support=4)[0].ways == 5
+
+
 def test_episodes_are_numbered_from_zero() -> None:
     with pytest.raises(IndexError, match="-1"):
         make_sampler()[-1]

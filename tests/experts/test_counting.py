@@ -55,3 +55,14 @@ def test_counts_do_not_depend_on_blocks(temperature: float) -> None:
     torch.testing.assert_close(expected, formula)
     ours, theirs = (torch.autograd.grad(total[0] + 3 * total[1], gates)[0] for total in (expected, formula))
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gates_in_half_precision_are_counted_as_exactly_as_others(dtype: torch.dtype) -> None:
+    gates = torch.full((2, 70_001), GATE_LIMIT, dtype=dtype).requires_grad_()
+    assert open_gates(gates, EVAL_TEMPERATURE).tolist() == [70_001, 70_001]
+    expected = expected_open_gates(gates)
+    torch.testing.assert_close(expected, expected_open_gates(gates.float()), rtol=5e-3, atol=0)  # of each sigmoid
+    expected.sum().backward()
+    assert gates.grad is not None
+    assert gates.grad.dtype == dtype

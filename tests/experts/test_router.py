@@ -212,3 +212,13 @@ def test_samples_stay_strictly_between_0_and_1_at_the_extremes(temperature: floa
     samples.sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+@torch.no_grad()
+def test_low_scores_in_half_precision_still_give_weights() -> None:
+    router = make_router().half()
+    router.keys[:] = router.keys[0] * 1000
+    router.keys *= -router(prototypes().half()).logits.sign()[:, None]
+    routed = router(prototypes().half())
+    assert (routed.scores == 0).all()
+    assert routed.weights.isfinite().all()

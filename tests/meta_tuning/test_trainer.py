@@ -196,6 +196,17 @@ def test_only_the_newest_checkpoints_are_kept(make_trainer: Any) -> None:
     assert [path.name for path in checkpoints(trainer.output_dir)] == ["checkpoint-6"]
 
 
+def test_an_old_checkpoint_that_was_moved_elsewhere_is_let_go_of(make_trainer: Any, tmp_path: Path) -> None:
+    make_trainer(max_steps=2).train()
+    trainer = make_trainer(save_total_limit=1, resume_from_checkpoint="latest", resume_anyway=True)
+    old, elsewhere = trainer.output_dir / "checkpoint-2", tmp_path / "elsewhere"
+    old.rename(elsewhere)
+    old.symlink_to(elsewhere)
+    trainer.train()
+    assert [path.name for path in trainer.output_dir.glob("*checkpoint-*")] == ["checkpoint-6"]
+    assert elsewhere.is_dir()
+
+
 def test_trying_an_update_for_its_time_changes_nothing(make_trainer: Any) -> None:
     trainer = make_trainer()
     before = adapter(trainer)
@@ -218,6 +229,17 @@ def test_dense_meta_tuning_learns_the_delta_alone(make_trainer: Any) -> None:
 
 def adapter_gates(trainer: MetaTrainer) -> list[Tensor]:
     return [p for name, p in trainer.learner.model.named_parameters() if "smat_gates" in name]
+
+
+def test_what_would_be_trainable_and_never_trained_is_refused(make_trainer: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"layernorm.*is trainable, too: leave out modules_to_save"):
+        make_trainer(config={"num_experts": 2, "modules_to_save": ["layernorm"]})
+
+
+def test_a_backbone_in_half_precision_is_refused(make_vit: Any) -> None:
+    model = get_peft_model(make_vit().bfloat16(), SMATConfig(num_experts=2))
+    with pytest.raises(ConfigurationError, match=r"round away in torch\.bfloat16: load it with dtype=torch\.float32"):
+        MetaTrainer(model, MetaTuningArguments(), NoiseEpisodes())
 
 
 def test_missing_the_target_sparsity_is_warned_of(make_trainer: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from smat_peft import SMATConfig, pack_adapter, save_task
 from smat_peft.errors import CheckpointError, ConfigurationError
 from smat_peft.few_shot import FewShotClassifier
-from smat_peft.sharing.packed import HEADER
+from smat_peft.sharing.packed import HEADER, describe_packed
 from smat_peft.tuner.adapters import merged_sparsity, smat_layers, sparsity
 from tests.sharing.hub_server import WRITER, Hub
 
@@ -166,6 +166,18 @@ def test_the_weights_of_a_task_load_as_an_adapter(model: PeftModel, make_vit: An
     assert_equal(dict(loaded.interpolate(torch.ones(1))), expected, tolerance=1e-6)
     with torch.no_grad():
         torch.testing.assert_close(loaded(PIXELS)[0], model(PIXELS)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_task_that_cannot_be_told_or_held_is_not_written(model: PeftModel, tmp_path: Path) -> None:
+    task_weights(model)
+    with torch.no_grad():
+        next(iter(smat_layers(model)[0].state.task.weights.values())).fill_(1e6)
+    with pytest.raises(ConfigurationError, match=r"is not finite in torch\.float16"):
+        save_task(model, tmp_path)
+    assert "but for rounding to float32" in describe_packed(save_task(model, tmp_path, dtype=torch.float32))
+    model.merge_adapter()
+    with pytest.raises(ConfigurationError, match=r"unmerge_adapter\(\)"):
+        save_task(model, tmp_path)
 
 
 @pytest.mark.parametrize(

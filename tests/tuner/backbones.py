@@ -175,7 +175,6 @@ BACKBONES: dict[str, Backbone] = {
     "siglip": Backbone(
         lambda: SiglipVisionModel(SiglipVisionConfig(**TRANSFORMER, intermediate_size=32)),
         feature="pooler",
-        left_alone=("head.attention.out_proj.",),  # of torch's MultiheadAttention
     ),
     "swin": Backbone(
         lambda: SwinModel(

@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from smat_peft import SMATConfig
+from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.tuner import tasks
 from smat_peft.tuner.adapters import adapter_gates, smat_layers
 from tests.tuner.backbones import assert_same
@@ -146,3 +147,32 @@ def test_nothing_is_kept_of_a_deleted_adapter(model: PeftModel) -> None:
     model.set_adapter("other")
     model.delete_adapter("default")
     assert kept(model) == []
+
+
+def test_a_class_without_an_image_is_refused(model: PeftModel) -> None:
+    with pytest.raises(DataError, match="no image has label 1"):
+        model.adapt(support(1)[0], torch.tensor([0, 2, 0, 2, 0, 2]))
+
+
+def test_weights_of_another_number_of_experts_are_refused(model: PeftModel) -> None:
+    with pytest.raises(ConfigurationError, match="mixes 3 experts, got 4 weights"), model.task(torch.full((4,), 0.25)):
+        pass
+
+
+def test_a_merged_model_without_a_router_takes_no_task(make_vit: Any) -> None:
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=1, init_weights=False, sparsity_pattern="dense")).eval()
+    model.adapt(*support(1))
+    model.merge_adapter()
+    with pytest.raises(ConfigurationError, match=r"unmerge_adapter\(\)"):
+        model.adapt(*support(1))
+
+
+def test_gates_of_inference_mode_are_evaluated_each_time(make_vit: Any) -> None:
+    with torch.inference_mode():
+        model = get_peft_model(make_vit(), SMATConfig(num_experts=2, init_weights=False)).eval()
+        model.adapt(*support(1), keep_gates=True)
+        kept = task_weights(model)["layernorm.weight"].clone()
+        for _, _, gates in adapter_gates(model, "default"):
+            gates.fill_(-3.0)
+        model.adapt(*support(1), keep_gates=True)
+        assert not torch.equal(task_weights(model)["layernorm.weight"], kept)

@@ -18,7 +18,6 @@ from transformers import LlamaConfig, LlamaModel
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.adapters import adapter_router, find_router, smat_layers
-from smat_peft.tuner.side import SMATSide
 
 
 class Bare(nn.Module):
@@ -32,16 +31,6 @@ class Bare(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) * self.scale + self.shift
-
-
-class Attending(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.attention(x, x, x)[0])
 
 
 def settings(**changes: Any) -> SMATConfig:
@@ -155,24 +144,37 @@ def test_an_adapter_may_have_the_name_of_a_module_only_where_it_is_alone() -> No
     model.add_adapter("other", settings(target_parameters=["scale"], target_modules=[]))
 
 
-def test_the_projection_that_attention_reads_without_calling_is_listed_and_not_adapted() -> None:
-    model = get_peft_model(Attending(), settings(modules_to_save=["head"]))
-    left = ["attention.out_proj.weight", "attention.out_proj.bias", "head.weight", "head.bias"]
-    assert model.unadapted_parameters() == left
-    assert adapted_names(model) == {"attention.in_proj_weight", "attention.in_proj_bias"}
-    assert isinstance(model.get_base_model().attention.smatside, SMATSide)
+def test_what_is_trained_whole_is_listed_as_unadapted_and_another_adapter_leaves_it_alone(tmp_path: Path) -> None:
+    base = nn.Sequential()
+    base.part, base.last = Bare(), nn.Linear(4, 4)
+    model = get_peft_model(base, settings(target_modules=["linear"], modules_to_save=["last"]))
+    assert model.unadapted_parameters()[-2:] == ["last.weight", "last.bias"]
+    model.add_adapter("other", settings())
+    assert adapted_names(model, "other") == {
+        f"part.{name}" for name in ("scale", "shift", "linear.weight", "linear.bias")
+    }
+    model.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("target", ["linear1", "linear2", "norm1", "norm2", "self_attn"])
-def test_torch_s_fast_path_does_not_pass_the_experts_by(target: str) -> None:
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), num_layers=1).eval()
-    x = torch.randn(2, 3, 8)
-    plain = encoder(x)
-    model = get_peft_model(encoder, settings(target_modules=[target])).eval()
-    with torch.no_grad():
-        fast = model(x)
-    assert torch.allclose(fast, model(x), atol=1e-6)
-    assert not torch.allclose(fast, plain, atol=1e-2)
+def test_targets_without_a_parameter_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"target_modules=\{'1'\} .* no parameter"):
+        get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), settings(target_modules=["1"]))
+
+
+def test_a_parameter_of_two_modules_is_warned_of_where_it_is_named() -> None:
+    base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    base[1].weight = base[0].weight
+    with pytest.warns(UserWarning, match="weight of a Linear is the parameter of another module"):
+        get_peft_model(base, settings(target_modules=["1"]))
+
+
+def test_complex_weights_are_left_alone_and_whole_numbers_are_quantised() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.complex64)), settings())
+    assert adapted_names(model) == {"0.weight", "0.bias"}
+    quantised = nn.Linear(4, 4)
+    quantised.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ConfigurationError, match="quantised"):
+        get_peft_model(nn.Sequential(quantised), settings(target_modules=["0"]))
 
 
 def test_a_head_is_listed_as_unadapted(make_vit: Callable[..., nn.Module]) -> None:

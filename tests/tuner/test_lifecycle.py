@@ -421,8 +421,10 @@ def test_merging_and_unmerging_restores_every_weight_to_the_bit(
 def test_a_merged_model_takes_no_task(backbone: Backbone) -> None:
     model = backbone.adapted()
     model.merge_adapter()
-    with pytest.raises(ConfigurationError, match=r"unmerge_adapter\(\)"):
-        model.adapt(*task_images(1))
+    weights = torch.full((backbone.config().num_experts,), 0.5)
+    for take in (lambda: model.adapt(*task_images(1)), lambda: model.interpolate(weights)):
+        with pytest.raises(ConfigurationError, match=r"unmerge_adapter\(\)"):
+            take()
 
 
 @torch.no_grad()
@@ -541,6 +543,19 @@ def test_active_adapters_add_up(backbone: Backbone) -> None:
         summed = outputs(model, IMAGES)
     model.base_model.set_adapter(["default", "other"])
     torch.testing.assert_close(outputs(model, IMAGES), summed, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_task_and_another_active_adapter_add_up_merged_or_not(backbone: Backbone) -> None:
+    model = backbone.adapted()
+    model.add_adapter("other", backbone.config())
+    model.adapt(*task_images(1))
+    alone = outputs(model, IMAGES)
+    model.base_model.set_adapter(["default", "other"])
+    together = outputs(model, IMAGES)
+    assert not torch.allclose(together, alone, atol=1e-4)
+    model.merge_adapter()
+    torch.testing.assert_close(outputs(model, IMAGES), together, rtol=1e-4, atol=1e-5)
 
 
 def adapted_outputs(model: PeftModel) -> Tensor:

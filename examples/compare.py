@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         vars(arguments).update(QUICK)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
     arguments.runs_dir = arguments.runs_dir or Path("outputs/compare-quick" if arguments.quick else "outputs/compare")
     results = arguments.results_dir or (arguments.runs_dir / "results" if arguments.quick else Path("docs/results"))
     if not arguments.only_report:

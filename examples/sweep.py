@@ -1,10 +1,10 @@
 r"""How sparse should experts be, and how many? The settings of the comparison over a grid of both.
 
 Why: too dense, and experts forget what the backbone knew of other domains; too sparse, and they cannot learn. Each run
-of the meta-tuner has the recipe's other settings and is looked at on held-out classes of the training domains (ID) and
-on dev-OOD domains, never on those kept for a final test. Dense gates want a lower learning rate than sparse ones, so
-each cell tries the same few and keeps the one that is best on validation. What the table of results holds is not done
-again: stop it and start it as you like, also where runs are no more.
+of the meta-tuner has the recipe's other settings and is looked at on validation classes of the training domains (ID)
+and on dev-OOD domains, never on what is kept for a final test. Dense gates want a lower learning rate than sparse ones,
+so each cell tries the same few and keeps the one that is best on validation. What the table of results holds is not
+done again: stop it and start it as you like, also where runs are no more.
 
     python examples/sweep.py --quick     four cells of a few updates, to see it work
     python examples/sweep.py             24 cells, two rates each: hours on two cores
@@ -116,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/sweep, or outputs/sweep-quick")
     parser.add_argument("--results", type=Path, help="the table; docs/results/sweep.csv, or sweep.csv in --runs_dir")
     arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
     settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes}
     if arguments.quick:
         arguments.sparsities, arguments.experts, arguments.rates = [0.0, 0.9], [1, 4], [0.05]

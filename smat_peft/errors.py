@@ -31,3 +31,7 @@ class RunStoppedError(SmatError):
     """A run that a signal has stopped, after a checkpoint."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class NotFiniteError(ConfigurationError):
+    """Features are not finite: the pixels are not, or the weights that steps of a high learning rate have led to."""

@@ -20,7 +20,7 @@ from comparison import training
 from comparison.ledger import LEDGER
 from comparison.measuring import Look, take_look
 from comparison.reporting import reached_sooner, read_all, report
-from comparison.rows import CLAIMS, DENSE, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, WISE
+from comparison.rows import CLAIMS, DENSE, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, TAUGHT, WISE
 from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
 from smat_peft.episodes.builtin import ROLES
@@ -135,6 +135,13 @@ def test_looks_at_fewer_episodes_than_are_wanted_are_taken_again(tmp_path: Path)
     assert not compared.looks(DENSE, 0)
     compared.arguments.episodes += 1
     assert len(compared.looks(DENSE, 0)) == 1
+
+
+def test_records_of_fewer_episodes_give_way_to_the_look_that_is_wanted(tmp_path: Path) -> None:
+    take_look(Look(BACKBONE, None, None, "prototype", 1), tmp_path, 1)
+    more = Look(BACKBONE, None, None, "prototype", 2)
+    take_look(more, tmp_path, 1)
+    assert more.is_taken(tmp_path)
 
 
 def test_bases_come_first_and_what_is_not_needed_is_thrown_away(
@@ -260,6 +267,33 @@ def test_after_steps_the_report_gives_the_seeds_that_took_them_and_their_rates(t
     assert re.search(r"^\| backbone +\|.*\| +\| +1e-06 \|$", adapted, re.MULTILINE)
 
 
+def test_a_report_in_the_middle_of_a_comparison_goes_by_the_seeds_that_are_there(tmp_path: Path) -> None:
+    everything = [*records(BACKBONE, 0.5, [None]), *records(SMAT, 0.6, [0, 1]), *records(DENSE, 0.4, [0])]
+    write_records(tmp_path / "prototype", Evaluation([*everything, *records(TAUGHT, 0.4, [2])]))
+    lines = report(tmp_path).splitlines()
+    assert any("at most 1 point below dense on ID" in line and "(one seed)" in line for line in lines)
+    judged = json.loads((tmp_path / "comparison.json").read_text())["claims"]
+    above = next(each for each in judged if each["claim"].startswith("SMAT above dense"))
+    assert [each["baseline"] for each in above["differences"]] == [[DENSE, "prototype"]]
+    shutil.rmtree(tmp_path / "prototype")
+    full = [replace(record, adaptation="full", learning_rate=0.0) for record in everything]
+    write_records(tmp_path / "full", Evaluation(full))
+    assert "By full adaptation" in report(tmp_path)
+
+
+def test_the_density_of_a_part_of_the_backbone_is_told_as_that_of_all_of_it(tmp_path: Path) -> None:
+    everything = [*records(BACKBONE, 0.5, [None]), *records("LayerNorm", 0.6, [0]), *records("magnitude", 0.6, [0])]
+    write_records(tmp_path / "prototype", Evaluation(everything))
+    run: dict[str, Any] = {"delta_lr": 0.2, "training_seconds": 90.0, "curve": [(80, 0.7)]}
+    whole, most = {"sparsity": [0.0], "merged_sparsity": 0.0}, {"sparsity": [0.9], "merged_sparsity": 0.9}
+    (tmp_path / LEDGER).write_text(
+        json.dumps({"seed-0/smat": run | most, "seed-0/layernorm": run | whole, "seed-0/magnitude": run | most})
+    )
+    text = report(tmp_path)
+    assert re.search(r"^\| LayerNorm +\|.*\| +0\.003 \| +0\.003 \|", text, re.MULTILINE)
+    assert re.search(r"^\| magnitude +\|.*\| +0\.10 \| +0\.10 \|", text, re.MULTILINE)
+
+
 def test_the_report_in_docs_is_what_its_records_give(tmp_path: Path) -> None:
     kept = Path(__file__).parents[1] / "docs" / "results"
     shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
@@ -271,13 +305,17 @@ def test_a_level_is_reached_sooner_if_it_is_so_for_the_seeds() -> None:
         return row, seed, {"curve": [(80 * (at + 1), each) for at, each in enumerate(accuracies)]}
 
     dense = [run(DENSE, 0, 0.6, 0.7, 0.8), run(DENSE, 1, 0.5, 0.8, 0.7)]
-    soon = reached_sooner([*dense, run(SMAT, 0, 0.8, 0.1, 0.1), run(SMAT, 1, 0.7, 0.7, 0.7)])
+    soon = reached_sooner([*dense, run(SMAT, 0, 0.7, 0.8, 0.1), run(SMAT, 1, 0.7, 0.7, 0.7)])
     assert soon is not None
-    assert soon[0].per_seed == (160, 80)
+    assert soon[0].per_seed == (80, 80)
     assert soon[1] == "holds"
-    never = reached_sooner([*dense, run(SMAT, 0, 0.1, 0.1, 0.1), run(SMAT, 1, 0.1, 0.1, 0.1)])
+    once = reached_sooner([*dense, run(SMAT, 0, 0.8, 0.1, 0.1), run(SMAT, 1, 0.1, 0.7, 0.7)])
+    assert once is not None
+    assert once[0].per_seed == (160, 0)
+    assert once[1] == "undecided"
+    never = reached_sooner([*dense[:1], run(SMAT, 0, 0.1, 0.1, 0.1)])
     assert never is not None
-    assert never[0].per_seed == (-80, -160)
+    assert never[0].per_seed == (-80,)
     assert never[1] == "does not hold"
     assert reached_sooner(dense) is None
 

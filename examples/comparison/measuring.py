@@ -76,17 +76,26 @@ class Look:
 
     def is_taken(self, results: Path) -> bool:
         """Whether all of its records are there."""
-        wanted = self.episodes * sum(map(len, ROLES.values()))
+        return all(file.is_file() and self.holds_all(file) for file in self.files(results))
+
+    def files(self, results: Path) -> list[Path]:
+        """Where its records are, or will be."""
         folder, kind = self.records(results), self.adaptation.kind
-        files = [record_file(folder, predictor, self.seed, kind) for predictor in self.predictors]
-        return all(file.is_file() and parquet.read_metadata(file).num_rows == wanted for file in files)
+        return [record_file(folder, predictor, self.seed, kind) for predictor in self.predictors]
+
+    def holds_all(self, file: Path) -> bool:
+        """Whether a file holds as many records as are wanted."""
+        return bool(parquet.read_metadata(file).num_rows == self.episodes * sum(map(len, ROLES.values())))
 
 
 def take_look(look: Look, results: Path, threads: int) -> str:
     """Evaluate on all domains and keep the records in a folder of `results`; returns what was looked at.
 
-    What was measured before is not measured again.
+    What was measured before is not measured again; records of another number of episodes give way.
     """
+    for file in look.files(results):
+        if file.is_file() and not look.holds_all(file):
+            file.unlink()
     torch.set_num_threads(threads)
     model, transform = load_model(DEMO_BACKBONE, look.folder), load_image_transform(DEMO_BACKBONE)
     domains = [

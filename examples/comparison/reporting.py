@@ -12,8 +12,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comparison.ledger import Ledger, best_rate, selection_score
+from comparison.ledger import Ledger, best_rate, run_name, selection_score
 from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN, STEPS, TITLES, WAYS
+from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
 from smat_peft.evaluation.claims import Judgement, Measured, judge
 from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
@@ -21,6 +22,8 @@ from smat_peft.evaluation.predictors import BACKBONE
 from smat_peft.evaluation.record_files import read_records
 from smat_peft.evaluation.records import ROLE_TITLES, Record, Role
 from smat_peft.evaluation.tables import render_table
+from smat_peft.few_shot.loading import load_backbone
+from smat_peft.tuner.subsets import SUBSETS, share_of_parameters
 
 ORDER = (BACKBONE, REGRESSION, *ROWS, SMAT_EVEN, SMAT_MEAN)
 ABOUT = ("density", "of all experts", "rate", "minutes")
@@ -53,7 +56,7 @@ def report(results: Path) -> str:
     parts = [claims_table(judgements, sooner)]
     for kind in kinds:
         parts += [f"### {_title(kind, measured)}", averages_table(kind, measured, differences, ledger)]
-    if kinds:
+    if "prototype" in kinds:
         parts += ["### Per domain, by prototypes", domains_table(measured, differences)]
     if any(ledger.trials(row) for row in ROWS):
         parts += ["### Learning rates that were tried", trials_table(ledger)]
@@ -61,7 +64,7 @@ def report(results: Path) -> str:
     results.mkdir(parents=True, exist_ok=True)
     (results / "comparison.md").write_text(text, encoding="utf-8")
     (results / "comparison.json").write_text(json.dumps(as_json(differences, judgements), indent=1), encoding="utf-8")
-    if differences:
+    if any(kind == "prototype" for _, kind in differences):
         draw(differences, results / "comparison.png")
     return text
 
@@ -114,10 +117,7 @@ def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdic
         [
             judgement.claim.sentence,
             judgement.verdict or ("not all measured" if judgement.intervals else "not measured"),
-            "; ".join(
-                f"{contrast.baseline[0]} {format_interval(interval)}"
-                for contrast, interval in judgement.intervals.items()
-            ),
+            "; ".join(f"{c.baseline[0]} {format_interval(i)}{_seeds(i)}" for c, i in judgement.intervals.items()),
         ]
         for judgement in judgements
     ]
@@ -126,6 +126,11 @@ def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdic
         tasks = f"{interval.mean:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}] training tasks sooner"
         rows.append([f"SMAT sooner at the level of {DENSE} on ID", reached, tasks])
     return render_table(["claim", "verdict", "SMAT minus, in points, with 95 % interval"], rows, "<<<", "markdown")
+
+
+def _seeds(interval: Interval) -> str:
+    """What to say of an interval over one training seed, which says nothing of others."""
+    return " (one seed)" if len(interval.per_seed) == 1 else ""
 
 
 def averages_table(kind: str, measured: Measured, differences: Differences, ledger: Ledger) -> str:
@@ -219,8 +224,8 @@ def draw(differences: Differences, path: Path) -> None:
 
 
 def format_interval(interval: Interval) -> str:
-    """A difference in points: `+2.1 [+1.4, +2.9]`."""
-    mean, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in (interval.mean, interval.low, interval.high))
+    """A difference in points: `+2.1 [+1.4, +2.9]`; an end just below 0 is `-0.0`."""
+    mean, low, high = (f"{100 * value:+.1f}" for value in (interval.mean, interval.low, interval.high))
     return f"{mean} [{low}, {high}]"
 
 
@@ -235,19 +240,44 @@ def average(records: Iterable[Record], role: Role) -> float:
 
 def _about(name: str, ledger: Ledger) -> list[str]:
     """Density of an expert's gates and of all together, learning rate, minutes of training."""
-    own = [figures for row, _, figures in ledger if row == name]
-    if not own:
+    runs = {seed: figures for row, seed, figures in ledger if row == name}
+    if not runs:
         return [""] * len(ABOUT)
-    closed = [statistics.fmean(run["sparsity"]) for run in own if run["sparsity"]]
-    merged = [run["merged_sparsity"] for run in own if "merged_sparsity" in run]
+    own = list(runs.values())
+    shares = [_share_adapted(name, ledger.figures(run_name(SMAT, seed))) for seed in runs]
+    each = [
+        share * (1 - statistics.fmean(run["sparsity"]))
+        for share, run in zip(shares, own, strict=True)
+        if run["sparsity"]
+    ]
+    together = [
+        share * (1 - run["merged_sparsity"]) for share, run in zip(shares, own, strict=True) if "merged_sparsity" in run
+    ]
     if "density_of_delta" in own[0]:
-        closed = merged = [1 - run["density_of_delta"] for run in own]
+        each = together = [run["density_of_delta"] for run in own]
     return [
-        f"{1 - statistics.fmean(closed):.2f}" if closed else "",
-        f"{1 - statistics.fmean(merged):.2f}" if merged else "",
+        _density(each),
+        _density(together),
         f"{own[0]['delta_lr']:g}",
         f"{statistics.fmean(run['training_seconds'] for run in own) / 60:.1f}",
     ]
+
+
+def _density(shares: Sequence[float]) -> str:
+    if not shares:
+        return ""
+    mean = statistics.fmean(shares)
+    return f"{mean:.2f}" if mean >= 0.01 else f"{mean:.1g}"
+
+
+def _share_adapted(name: str, smat: dict[str, Any] | None) -> float:
+    """How much of the backbone a row has a delta for, beside a run of SMAT that gives it its sparsity."""
+    method = ROWS[name].method
+    if method not in SUBSETS or smat is None:
+        return 1.0
+    backbone = load_backbone(DEMO_BACKBONE)
+    targets = SUBSETS[method](backbone, "auto", 1 - statistics.fmean(smat["sparsity"]))
+    return share_of_parameters(backbone, "auto", targets)
 
 
 def _rates(records: Iterable[Record]) -> str:

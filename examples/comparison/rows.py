@@ -10,7 +10,7 @@ from smat_peft.evaluation.records import Role
 
 SEARCH_SEED = 100  # of the runs that rates are chosen by; none of those that are compared
 RATES = (0.003125, 0.0125, 0.05, 0.2)  # of the delta; at 0.8 SMAT and dense diverged
-FEW_PARAMETERS_RATES = (0.0125, 0.05, 0.2, 0.8)
+PART_RATES = (0.0125, 0.05, 0.2, 0.8)  # where a fixed part of the weights is trained: the more, the fewer they are
 LORA_RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)  # AdamW's
 
 
@@ -44,16 +44,16 @@ ROWS: dict[str, Row] = {
     "dense, pruned": Row("dense-pruned", base=DENSE),
     UNTAUGHT: Row("smat", ("--distillation_weight=0",), rate_of=SMAT),
     ALONE: Row("smat", ("--num_experts=1",), rate_of=SMAT),
-    "random experts": Row("random"),
+    "random experts": Row("random", rates=PART_RATES),
     OPEN: Row("soft-merge"),
     SPARSEST: Row("smat", ("--target_sparsity=0.99", "--multiplier_lr=2")),  # at 0.4 it ends where SMAT does, at 0.90
-    "magnitude": Row("magnitude"),
-    "attention": Row("attention"),
-    "MLP": Row("mlp"),
-    "first layers": Row("first-layers"),
-    "last layers": Row("last-layers"),
-    "LayerNorm": Row("norms", rates=FEW_PARAMETERS_RATES),
-    "biases": Row("biases", rates=FEW_PARAMETERS_RATES),
+    "magnitude": Row("magnitude", rates=PART_RATES),
+    "attention": Row("attention", rates=PART_RATES),
+    "MLP": Row("mlp", rates=PART_RATES),
+    "first layers": Row("first-layers", rates=PART_RATES),
+    "last layers": Row("last-layers", rates=PART_RATES),
+    "LayerNorm": Row("norms", rates=PART_RATES),
+    "biases": Row("biases", rates=PART_RATES),
     "LoRA": Row("lora", rates=LORA_RATES),
 }
 HAS_ITS_OWN_SPARSITY = ("smat", "soft-merge", "dense", "dense-teachers", "wise-ft", "lora")

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=50, help="steps of fine-tuning")
     parser.add_argument(
         "--learning_rate",
-        type=_rate,
+        type=_learning_rate,
         default="auto",
         help="of fine-tuning; auto tries a few on the examples, and without QUERY_DIR takes a constant",
     )
@@ -163,5 +163,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigurationError("--compare looks at the examples alone: leave out QUERY_DIR, --output and --sheet")
 
 
-def _rate(text: str) -> float | str:
+def _learning_rate(text: str) -> float | str:
+    """A number, or how to choose one."""
     return text if text == "auto" else float(text)

@@ -30,7 +30,7 @@ class Comparison:
         count = self.correct.shape[1]
         rows = []
         for name, correct in zip(self.methods, self.correct, strict=True):
-            low, high = proportion_interval(round(correct.sum()), count)
+            low, high = proportion_interval(float(correct.sum()), count)
             difference, noise = paired_difference(correct, self.correct[0])
             versus = "" if name == self.methods[0] else f"{100 * difference:+.1f} ± {100 * noise:.1f}"
             rows.append([name, f"{100 * correct.mean():.1f}", f"{100 * low:.1f} to {100 * high:.1f}", versus])

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument("--steps", type=int, default=50, help="steps of fine-tuning")
     tuning.add_argument(
         "--learning_rate",
-        type=_rate,
+        type=_learning_rate,
         default="validation",
         help="a number, or what it is chosen on: auto (images left out of each support), validation (episodes), "
         "test_tasks (labels of test tasks, as in the published protocol)",
@@ -212,5 +212,6 @@ def _report(evaluations: dict[str, Evaluation], arguments: argparse.Namespace) -
     print(f"\n{tables('text')}\nEverything is in {folder}")
 
 
-def _rate(text: str) -> float | str:
+def _learning_rate(text: str) -> float | str:
+    """A number, or how to choose one."""
     return text if text in SEARCHES else float(text)

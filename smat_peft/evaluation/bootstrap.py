@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from smat_peft.errors import DataError
 from smat_peft.evaluation.records import ROLE_TITLES, Record, Role
@@ -69,8 +70,9 @@ class PairedDifferences:
 
         Training seeds are drawn with replacement, then episodes within each domain; the domains are fixed. All seeds
         saw the same episodes, and so they do in a draw: drawn anew for each seed, the luck of an episode that all of
-        them share would seem to average out. The spread between few seeds is widened by sqrt(S / (S - 1)), without
-        which it would be too narrow (Hesterberg 2015, section 3.2). With one seed there is nothing to say of others.
+        them share would seem to average out. The spread between the means of few seeds, which a bootstrap makes too
+        narrow, is widened to that of Student's t (Hesterberg 2015, What Teachers Should Know About the Bootstrap, the
+        expanded percentile interval). With one seed there is nothing to say of others.
 
         Args:
             domains: One domain or several.
@@ -88,16 +90,24 @@ class PairedDifferences:
         random = np.random.default_rng(seed)
         number = len(self.seeds)
         shares = random.multinomial(number, [1 / number] * number, size=draws) / number
-        if number > 1:
-            shares = 1 / number + (shares - 1 / number) * np.sqrt(number / (number - 1))
+        widened = (_widening(number) - 1) * (shares - 1 / number)
         drawn = np.zeros(draws)
         for name in names:
             values = self.values[name]
             episodes = random.integers(values.shape[1], size=(draws, values.shape[1]))
             drawn += np.take_along_axis(shares @ values, episodes, axis=1).mean(1) / len(names)
+            drawn += widened @ values.mean(1) / len(names)
         per_seed = np.mean([self.values[name].mean(1) for name in names], axis=0)
         low, high = np.quantile(drawn, COVERAGE)
         return Interval(float(per_seed.mean()), float(low), float(high), tuple(per_seed.tolist()), draws, seed)
+
+
+def _widening(seeds: int) -> float:
+    """What the spread of so few seeds is to be multiplied by."""
+    if seeds == 1:
+        return 1.0
+    normal, student = stats.norm.ppf(COVERAGE[1]), stats.t.ppf(COVERAGE[1], seeds - 1)
+    return float(np.sqrt(seeds / (seeds - 1)) * student / normal)
 
 
 def pair_records(method: Iterable[Record], baseline: Iterable[Record], value: str = "accuracy") -> PairedDifferences:

@@ -49,23 +49,32 @@ class Judgement:
 
 
 def judge(claim: Claim, measured: Measured) -> Judgement:
-    """Judge a claim.
+    """Judge a claim, by the training seeds that a method and its baseline have in common.
 
     Raises:
-        DataError: Two methods were not measured on the same episodes, or were trained with other seeds.
+        DataError: Two methods were not measured on the same episodes.
     """
     intervals = {}
     for contrast in claim.contrasts:
         ours, theirs = (_key(side) for side in (contrast.method, contrast.baseline))
         if ours in measured and theirs in measured:
-            differences = pair_records(measured[ours], measured[theirs])
-            intervals[contrast] = differences.interval(differences.domains(contrast.role))
+            pair = _of_common_seeds(measured[ours], measured[theirs])
+            if all(pair):
+                differences = pair_records(*pair)
+                intervals[contrast] = differences.interval(differences.domains(contrast.role))
     verdicts = {verdict(interval, -contrast.margin) for contrast, interval in intervals.items()}
     if "does not hold" in verdicts:
         return Judgement(claim, intervals, "does not hold")
     if len(intervals) < len(claim.contrasts):
         return Judgement(claim, intervals, None)
     return Judgement(claim, intervals, "holds" if verdicts == {"holds"} else "undecided")
+
+
+def _of_common_seeds(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """The records of seeds that both have; a baseline that was not trained goes with any."""
+    trained = {record.seed for record in theirs} - {None}
+    common = {record.seed for record in ours} & (trained or {record.seed for record in ours})
+    return [each for each in ours if each.seed in common], [each for each in theirs if each.seed in common | {None}]
 
 
 def _key(side: str | tuple[str, str]) -> tuple[str, str]:

@@ -171,7 +171,7 @@ def predict(name: str, predictor: Predictor, episode: Episode) -> Prediction:
     """What a predictor says of an episode, its logits on the CPU.
 
     Raises:
-        ConfigurationError: The logits are not `[Nq, C]`.
+        ConfigurationError: The logits are not `[Nq, C]`, or some are no numbers.
     """
     answer = predictor(episode)
     prediction = answer if isinstance(answer, Prediction) else Prediction(answer)
@@ -180,6 +180,8 @@ def predict(name: str, predictor: Predictor, episode: Episode) -> Prediction:
         raise ConfigurationError(
             f"predictor {name!r} must give logits of shape {expected}, got {tuple(prediction.logits.shape)}"
         )
+    if prediction.logits.isnan().any():
+        raise ConfigurationError(f"predictor {name!r} gives logits that are no numbers")
     return prediction._replace(logits=prediction.logits.detach().cpu())
 
 

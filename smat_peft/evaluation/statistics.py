@@ -70,10 +70,11 @@ def average_over_domains(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
-def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
+def proportion_interval(successes: float, trials: int) -> tuple[float, float]:
     """Lower and upper end of the 95 % interval of a proportion (Wilson's score interval, 1927).
 
     Unlike mean ± 1.96 std / sqrt(n) it stays within 0 and 1 and does not shrink to nothing when all trials agree.
+    Successes may be a mean over repetitions, no whole number.
     """
     if not 0 <= successes <= trials or trials == 0:
         raise DataError(f"{successes} of {trials} is not a proportion")

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from smat_peft.errors import NotFiniteError
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, batched_features, feature_of, running_with
 from smat_peft.few_shot.fine_tuning import Adaptation, fine_tune
@@ -53,6 +54,9 @@ def adapt_to_support(
         experts: How to mix the experts.
         adaptation: What to do after that; by default no gradient step is made.
         batch_size: Images that go through the backbone at a time.
+
+    Raises:
+        NotFiniteError: Fine-tuning diverged, or pixels are not finite.
     """
     with torch.inference_mode(False), torch.no_grad(), tasks.evaluation_mode(model):
         support = support.clone() if support.is_inference() else support
@@ -101,6 +105,9 @@ def classify_episode(
 
     Returns:
         The queries' logits, and how the experts were mixed.
+
+    Raises:
+        NotFiniteError: Fine-tuning diverged, or pixels are not finite.
     """
     if adaptation.takes_steps:
         task = adapt_to_support(model, support, labels, experts=experts, adaptation=adaptation, batch_size=batch_size)
@@ -115,4 +122,7 @@ def classify_episode(
 
 def _features(model: nn.Module, images: Tensor, weights: Mapping[str, Tensor], feature: str, batch_size: int) -> Tensor:
     with running_with(model, weights):
-        return batched_features(model, images, feature, batch_size)
+        features = batched_features(model, images, feature, batch_size)
+    if not features.isfinite().all():
+        raise NotFiniteError("the features are not finite: the learning rate is too high, or the pixels are not finite")
+    return features

@@ -16,8 +16,7 @@ from smat_peft.errors import ConfigurationError
 from smat_peft.tuner import adapters, tasks
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.routing import SMATRouter
-from smat_peft.tuner.shadow import shadow, unshadow
-from smat_peft.tuner.shadow import empty_caches
+from smat_peft.tuner.shadow import empty_caches, shadow, unshadow
 from smat_peft.tuner.side import SMATSide
 from smat_peft.tuner.targets import base_modules, own_parameters, owner_of
 

@@ -161,10 +161,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
             adaptation = replace(adaptation, learning_rate=rate)
         task = adapt_to_support(model, pixels, codes, adaptation=adaptation, batch_size=self.batch_size)
-        if not torch.isfinite(task.prototypes).all():
-            raise ConfigurationError(
-                f"the features are not finite: a learning_rate of {rate:g} is too high, or the pixels are not finite"
-            )
         self.classes_, self.task_, self.model_, self.transform_ = classes, task, model, transform
         self.learning_rate_ = rate if adaptation.takes_steps else 0.0
         self.image_size_ = (pixels.shape[2], pixels.shape[3])

@@ -83,7 +83,7 @@ def encode_labels(labels: Any) -> tuple[NDArray[Any], Int[Tensor, " N"]]:
     """
     given = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     for position, label in enumerate(given):
-        if label is None or label != label:  # NaN, the missing value of pandas, differs from itself
+        if _is_missing(label):
             raise DataError(f"label {position} is missing ({label}); give every image a class, or leave the image out")
         if not isinstance(label, (str, Real)):
             raise DataError(f"label {position} is a {type(label).__name__}; labels must be strings or numbers")
@@ -94,6 +94,13 @@ def encode_labels(labels: Any) -> tuple[NDArray[Any], Int[Tensor, " N"]]:
         found = f"only one class, {classes[0].item()!r}" if len(classes) else "no labels"
         raise DataError(f"the support holds {found}: there is nothing to tell apart; give at least two classes")
     return classes, torch.from_numpy(codes)
+
+
+def _is_missing(label: Any) -> bool:
+    try:
+        return label is None or bool(label != label)  # NaN differs from itself
+    except TypeError:  # pandas' NA neither does nor does not
+        return True
 
 
 def _open(image: Any, position: int) -> Image.Image:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smat_peft.episodes.episode import Episode
+from smat_peft.errors import NotFiniteError
 from smat_peft.few_shot.adaptation import adapt_to_support, classify_episode
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
 from smat_peft.few_shot.fine_tuning import Adaptation
@@ -62,9 +63,14 @@ def search_learning_rate(
         merged = mix_experts(model, support, labels, experts, batch_size=batch_size)
         for rate in grid:
             tried = replace(adaptation, learning_rate=rate)
-            logits, _ = classify_episode(
-                model, support, labels, episode.query, experts=merged, adaptation=tried, batch_size=batch_size
-            )
+            try:
+                logits, _ = classify_episode(
+                    model, support, labels, episode.query, experts=merged, adaptation=tried, batch_size=batch_size
+                )
+            except NotFiniteError:
+                if rate == 0:  # it is not the rate
+                    raise
+                continue
             accuracy[rate] += float((logits.argmax(-1).cpu() == episode.query_labels.cpu()).double().mean())
     return max(grid, key=lambda rate: accuracy[rate])
 

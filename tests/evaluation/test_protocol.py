@@ -177,6 +177,14 @@ def test_a_predictor_may_say_how_it_mixed_the_experts(make_domain, transform):
     assert evaluation.as_rows()[0]["expert_weights"] == (0.25, 0.75)
 
 
+def test_logits_that_are_no_numbers_are_refused_and_not_counted_as_the_first_class(make_domain, transform):
+    def diverged(episode):
+        return oracle(episode) * float("nan")
+
+    with pytest.raises(ConfigurationError, match="'mine' gives logits that are no numbers"):
+        evaluate({"mine": diverged}, [("id", make_domain("a"), "all")], transform=transform, episodes=1)
+
+
 def test_logits_of_another_shape_are_refused(make_domain, transform):
     with pytest.raises(ConfigurationError, match="'mine' must give logits of shape"):
         evaluate(

@@ -1,9 +1,12 @@
 """Choosing a learning rate: the best on labelled tasks, or on images that are left out of a support set."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from smat_peft.episodes import Episode
+from smat_peft.errors import NotFiniteError
 from smat_peft.few_shot import Adaptation, learning_rate
 from smat_peft.few_shot.learning_rate import (
     RATES,
@@ -101,3 +104,12 @@ def test_a_support_that_prototypes_classify_well_is_not_fine_tuned_for_nothing(s
     adaptation = Adaptation(kind, steps=2)
     assert choose_learning_rate(smat_vit, support, labels, adaptation, tell=told.append) == 0
     assert 0 < told[0] < 100
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_images_that_are_not_finite_are_an_error(smat_vit):
+    support, labels = task_images(0, classes=3, shots=3)
+    episodes = [Episode(support, labels, support[labels == 0], torch.zeros(3, dtype=torch.long))]
+    assert search_learning_rate(smat_vit, episodes, Adaptation("full", steps=9), rates=(1e-6, 1e30)) == 1e-6
+    lost = [replace(episodes[0], support=support * float("nan"))]
+    with pytest.raises(NotFiniteError):
+        search_learning_rate(smat_vit, lost, Adaptation("full", steps=1), experts="none")

@@ -133,12 +133,12 @@ def _meta_tune(every: Arguments, sharing: Sharing, accelerator: Accelerator, hel
     if launch.report_to:
         settings = vars(arguments) | vars(model_arguments) | vars(data)
         accelerator.init_trackers("smat_peft", {name: str(value) for name, value in settings.items()})
-    started = time.perf_counter()
     trainer.train()
     accelerator.end_training()  # the other processes need not wait for what follows
     if accelerator.is_main_process:
+        trained = time.perf_counter()
         figures = _finish(model, model_arguments, validation, development)
-        figures["training_seconds"] = time.perf_counter() - started
+        figures["training_seconds"] = trainer.seconds + time.perf_counter() - trained
         trainer.save_model()
         write_curves(trainer, output_dir)
         evaluation = _evaluate(model, measured, data, model_arguments, transform, validation, cache)

@@ -36,6 +36,7 @@ def save_run(trainer: MetaTrainer) -> None:
         scaler = trainer.accelerator.scaler
         state = {
             "step": trainer.step,
+            "seconds": trainer.seconds,
             "is_between_updates": trainer.is_between_updates,
             "best": [trainer.best.score, trainer.best.step],
             "skipped": [trainer.updates.skipped, trainer.updates.skipped_in_a_row],
@@ -66,6 +67,7 @@ def resume_run(trainer: MetaTrainer, folder: Path) -> None:
     trainer.tensors.load(tensors, folder)
     if trainer.accelerator.scaler is not None and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    trainer.earlier_seconds = state.get("seconds", 0.0)  # of an older version's: not known
     trainer.step, trainer.is_between_updates = state["step"], state["is_between_updates"]
     trainer.best.score, trainer.best.step = state["best"]
     trainer.updates.skipped, trainer.updates.skipped_in_a_row = state["skipped"]

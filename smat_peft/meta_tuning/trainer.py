@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -99,6 +100,8 @@ class MetaTrainer:
         self.run_log = RunLog(self.accelerator)
         self.best = BestAdapter(self.output_dir)
         self.is_between_updates = True  # else what follows the last one is still to be done
+        self.earlier_seconds = 0.0  # of training, before this process went on with it
+        self._started: float | None = None
         self._resumed_from: Path | None = None
         if arguments.resume_from_checkpoint:
             self.resume(find_checkpoint(self.output_dir, arguments.resume_from_checkpoint))
@@ -112,6 +115,11 @@ class MetaTrainer:
     def skipped(self) -> int:
         """Updates that were left out."""
         return self.updates.skipped
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a run was cut and gone on with among them."""
+        return self.earlier_seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -138,6 +146,7 @@ class MetaTrainer:
         with lock, StopSignals() as signals:
             if self.accelerator.is_main_process:
                 begin_run(self, self._resumed_from)
+            self._started = time.perf_counter()
             try:
                 self._run(signals)
             except RuntimeError as error:
@@ -152,6 +161,7 @@ class MetaTrainer:
             if self.best.step is not None:
                 folder, tensors = self.best.load()
                 self.tensors.load_learned(tensors, folder)
+        self.earlier_seconds, self._started = self.seconds, None
         self._warn_of_failure()
         return self.log
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_a_stopped_and_resumed_run_ends_bit_identical_to_an_undisturbed_one(
     assert ends[0].keys() == ends[1].keys()
     for name, tensor in ends[0].items():  # the last state, not only the best: multipliers and moments, too
         assert torch.equal(ends[1][name], tensor), name
+
+
+def test_seconds_of_training_are_those_of_all_sittings(make_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 100_000, 100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    make_trainer(max_steps=2).train()
+    seconds = load_checkpoint(checkpoints(Path(make_trainer().output_dir))[-1])[1]["seconds"]
+    assert seconds >= 100
+    resumed = make_trainer(resume_from_checkpoint="latest", resume_anyway=True)
+    assert resumed.seconds == seconds
+    resumed.train()
+    assert resumed.seconds >= seconds + 100
 
 
 def test_training_moves_delta_gates_router_and_multipliers_and_nothing_of_the_backbone(make_trainer: Any) -> None:

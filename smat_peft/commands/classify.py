@@ -161,6 +161,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigurationError("--reject_below is for images to label: give QUERY_DIR")
     if arguments.compare and (arguments.query_dir or arguments.output or arguments.sheet):
         raise ConfigurationError("--compare looks at the examples alone: leave out QUERY_DIR, --output and --sheet")
+    if arguments.compare and arguments.adaptation == "full":
+        raise ConfigurationError("--compare fine-tunes with LoRA: leave out --adaptation full")
 
 
 def _learning_rate(text: str) -> float | str:

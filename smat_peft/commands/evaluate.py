@@ -58,7 +58,10 @@ from smat_peft.few_shot.learning_rate import default_learning_rate
 from smat_peft.files import replacing, write_text
 
 RECORDS, REPORT, TABLES, PICTURE = "records", "report.json", "report.md", "accuracies.png"
-BLIND = "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains)."
+BLIND = (
+    "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains). ID figures are\n"
+    "of validation classes, on which temperatures and rates are fitted, too, unless --validation_domains names others."
+)
 SEARCHES = ("auto", "validation", "test_tasks")
 
 

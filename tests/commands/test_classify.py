@@ -254,6 +254,7 @@ def test_a_photo_in_a_format_that_pillow_lacks_names_the_package(support, photos
     ("words", "message"),
     [
         (["--compare", "--output", "a.csv"], "--compare looks at the examples alone"),
+        (["--compare", "--adaptation", "full"], "--compare fine-tunes with LoRA"),
         (["--reject_below", 0.5], "--reject_below is for images to label: give QUERY_DIR"),
         (["--sheet", "missing/sheet.html"], "--sheet missing/sheet.html: there is no folder"),
         (["--steps", -1], "steps must be at least 0"),

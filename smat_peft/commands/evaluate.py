@@ -59,8 +59,9 @@ from smat_peft.files import replacing, write_text
 
 RECORDS, REPORT, TABLES, PICTURE = "records", "report.json", "report.md", "accuracies.png"
 BLIND = (
-    "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains). ID figures are\n"
-    "of validation classes, on which temperatures and rates are fitted, too, unless --validation_domains names others."
+    "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains).\n"
+    "ID figures are of validation classes, on which temperatures and rates are fitted, too, unless --validation_domains "
+    "names others."
 )
 SEARCHES = ("auto", "validation", "test_tasks")
 

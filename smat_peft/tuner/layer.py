@@ -6,6 +6,7 @@ module itself, and where its parent reads its parameters, of the parent.
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections import ChainMap
@@ -228,6 +229,8 @@ class SMATLayer(nn.Module, BaseTunerLayer):
             module.register_forward_pre_hook(self._hold),
             module.register_forward_hook(self._release, always_call=True),
         )
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # code compiled for a module of this class does not ask whether it has hooks now
 
     def let_go(self) -> None:
         """Undo [`hold_during_calls_of`]."""

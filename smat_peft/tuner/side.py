@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
-import torch
 from torch import nn
 
 from smat_peft.tuner.layer import SMATLayer
@@ -22,8 +19,6 @@ class SMATSide(SMATLayer):
         self.__dict__["owner"] = owner  # not a child: the owner is this module's parent
         self.hold_during_calls_of(owner)
         setattr(owner, self.CHILD, self)
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # code compiled for a module of this class does not ask whether it has hooks now
 
     def get_base_layer(self) -> nn.Module:
         """The owner of the parameters."""

@@ -60,8 +60,8 @@ from smat_peft.files import replacing, write_text
 RECORDS, REPORT, TABLES, PICTURE = "records", "report.json", "report.md", "accuracies.png"
 BLIND = (
     "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains).\n"
-    "ID figures are of validation classes, on which temperatures and rates are fitted, too, unless --validation_domains "
-    "names others."
+    "ID figures are of validation classes, on which temperatures and rates are fitted, too, unless others are named "
+    "(--validation_domains)."
 )
 SEARCHES = ("auto", "validation", "test_tasks")
 

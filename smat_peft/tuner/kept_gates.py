@@ -15,6 +15,10 @@ class KeptGates:
         # beside the values what they were made of: the gates' memory, how often it had been written to, the temperature
         self._kept: dict[str, tuple[Tensor, int, float, Tensor]] = {}
 
+    def __reduce__(self) -> tuple[type[KeptGates], tuple[()]]:
+        """A copy keeps nothing: its gates lie elsewhere in memory."""
+        return KeptGates, ()
+
     @torch.no_grad()
     def values(self, name: str, gates: Tensor, temperature: float, base: torch.dtype) -> Tensor:
         """Values of the gates `[M, *gate_shape]` of the parameter `name`, which is of type `base`.

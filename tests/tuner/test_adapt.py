@@ -141,6 +141,15 @@ def test_kept_gates_are_evaluated_again_when_the_gates_change(model: PeftModel, 
     torch.testing.assert_close(found, model.features(IMAGES), rtol=0, atol=1e-3)
 
 
+def test_a_copy_carries_nothing_kept_and_adapts_alike(model: PeftModel) -> None:
+    model.adapt(*support(1), keep_gates=True)
+    twin = copy.deepcopy(model)
+    assert not any(kept._kept for layer in smat_layers(twin) for kept in layer.kept_gates.values())
+    twin.adapt(*support(1), keep_gates=True)
+    for name, weight in task_weights(model).items():
+        assert torch.equal(task_weights(twin)[name], weight)
+
+
 def test_nothing_is_kept_of_a_deleted_adapter(model: PeftModel) -> None:
     model.adapt(*support(1), keep_gates=True)
     model.add_adapter("other", model.peft_config["default"])

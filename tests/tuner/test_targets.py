@@ -82,6 +82,7 @@ def test_all_linear_means_the_linear_layers() -> None:
     assert not chosen & parameters(r".*(embeddings|layernorm).*")
 
 
+@pytest.mark.filterwarnings("ignore:weight of a Linear is the parameter of another module")
 def test_all_linear_chooses_the_same_for_a_second_adapter() -> None:
     model = get_peft_model(Plain(), SMATConfig(target_modules="all-linear"))
     first = set(model.interpolate(torch.ones(8)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import nn
 
 from comparison.ledger import Ledger, best_rate, run_name, selection_score
 from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN, STEPS, TITLES, WAYS
@@ -270,12 +272,17 @@ def _density(shares: Sequence[float]) -> str:
     return f"{mean:.2f}" if mean >= 0.01 else f"{mean:.1g}"
 
 
+@cache
+def _backbone() -> nn.Module:
+    return load_backbone(DEMO_BACKBONE)
+
+
 def _share_adapted(name: str, smat: dict[str, Any] | None) -> float:
     """How much of the backbone a row has a delta for, beside a run of SMAT that gives it its sparsity."""
     method = ROWS[name].method
     if method not in SUBSETS or smat is None:
         return 1.0
-    backbone = load_backbone(DEMO_BACKBONE)
+    backbone = _backbone()
     targets = SUBSETS[method](backbone, "auto", 1 - statistics.fmean(smat["sparsity"]))
     return share_of_parameters(backbone, "auto", targets)
 

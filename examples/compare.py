@@ -13,19 +13,17 @@ evaluated. What is done is not done again: stop it and start it as you like. Wha
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
+from comparison.jobs import add_jobs, in_processes, threads_of
 from comparison.measuring import Look, take_look
 from comparison.reporting import report
 from comparison.rows import QUICK_ROWS, ROWS
 from comparison.suite import freeze
 from comparison.training import Study, train_all
+from smat_peft.commands.console import HelpFormatter
 from smat_peft.evaluation.predictors import BACKBONE
 
 QUICK = {"rows": list(QUICK_ROWS), "seeds": 1, "episodes": 50, "tuned_seeds": 0}
@@ -33,25 +31,28 @@ QUICK = {"rows": list(QUICK_ROWS), "seeds": 1, "episodes": 50, "tuned_seeds": 0}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, train, look, report."""
-    cores = os.cpu_count() or 1
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="One seed, three rows, few updates, no search.")
-    parser.add_argument("--seeds", type=int, default=5, help="Training seeds of each row.")
-    parser.add_argument("--episodes", type=int, default=300, help="Episodes of each domain, by prototypes.")
-    parser.add_argument("--tuned_seeds", type=int, default=3, help="Seeds that are looked at with gradient steps, too.")
-    parser.add_argument("--tuned_episodes", type=int, default=20, help="Episodes of each domain, with gradient steps.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, three rows, few updates, no search")
+    parser.add_argument("--seeds", type=int, default=5, help="training seeds of each row")
+    parser.add_argument("--episodes", type=int, default=300, help="episodes of each domain, by prototypes")
+    parser.add_argument("--tuned_seeds", type=int, default=3, help="seeds that are looked at with gradient steps, too")
+    parser.add_argument("--tuned_episodes", type=int, default=20, help="episodes of each domain, with gradient steps")
+    names = "; ".join(ROWS).replace("%", "%%")
     parser.add_argument(
-        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="Only these, and their bases."
+        "--rows",
+        nargs="+",
+        choices=list(ROWS),
+        metavar="ROW",
+        default=list(ROWS),
+        help=f"only these, and their bases; all rows (default): {names}",
     )
-    parser.add_argument("--jobs", type=int, default=cores, help="Runs at a time.")
-    parser.add_argument("--runs_dir", type=Path, help="Where runs are left; outputs/compare, or outputs/compare-quick.")
-    parser.add_argument("--results_dir", type=Path, help="Where records go; docs/results, or results in --runs_dir.")
-    parser.add_argument("--only_report", action="store_true", help="Report on the records that are there.")
+    add_jobs(parser)
+    parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/compare, or outputs/compare-quick")
+    parser.add_argument("--results_dir", type=Path, help="where records go; docs/results, or results in --runs_dir")
+    parser.add_argument("--only_report", action="store_true", help="report on the records that are there")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         vars(arguments).update(QUICK)
-    if arguments.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
     arguments.runs_dir = arguments.runs_dir or Path("outputs/compare-quick" if arguments.quick else "outputs/compare")
     results = arguments.results_dir or (arguments.runs_dir / "results" if arguments.quick else Path("docs/results"))
     if not arguments.only_report:
@@ -71,15 +72,13 @@ def compare(study: Study, jobs: int) -> None:
 
 
 def take_looks(wanted: Sequence[Look], results: Path, jobs: int, title: str) -> None:
-    """Take each look in a process of its own, so many at a time."""
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, context) as pool:
-        pending = [pool.submit(take_look, look, results, threads) for look in wanted]
-        with tqdm(total=len(wanted), desc=title, unit="look") as bar:
-            for done in as_completed(pending):
-                bar.set_postfix_str(done.result())
-                bar.update()
+    """Take each look, so many at a time."""
+
+    def work(look: Look) -> Callable[[], None]:
+        return partial(take_look, look, results, threads_of(jobs))
+
+    for _ in in_processes(work, wanted, jobs, title, "look"):
+        pass  # its records are kept where they are read from
 
 
 if __name__ == "__main__":

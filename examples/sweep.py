@@ -19,27 +19,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import shutil
-import traceback
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-from tqdm import tqdm
-
+from comparison.jobs import add_jobs, in_processes, threads_of
 from comparison.ledger import selection_score
+from comparison.runs import LOG, merged, run_in
 from comparison.training import RECIPES
 from smat_peft.commands.console import HelpFormatter
-from smat_peft.commands.meta_tune import main as meta_tune
 from smat_peft.commands.results import METRICS
 from smat_peft.evaluation.analysis.sweep import SweepCell, read_sweep, write_sweep
 from smat_peft.evaluation.predictors import SMAT
@@ -69,6 +62,9 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         return dict(zip(SETTINGS, settings_of(self), strict=True))
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
+
     @property
     def folder(self) -> Path:
         return self.runs_dir / "_".join(f"{name}-{value:g}" for name, value in self.settings.items())
@@ -96,29 +92,25 @@ class Cell:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is left, keep the table, say what is left."""
-    cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
-        "--recipes",
-        type=Path,
-        nargs="+",
-        default=[*RECIPES, SWEEP_RECIPE],
-        help="settings of all cells, the last one first",
+        "--recipes", type=Path, nargs="+", help="settings of all cells, the last one first; the comparison's by default"
     )
     parser.add_argument("--sparsities", type=float, nargs="+", default=list(SPARSITIES), help="of each expert")
     parser.add_argument("--experts", type=int, nargs="+", default=list(EXPERTS), help="numbers of experts")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates of delta to try")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds of each cell")
     parser.add_argument("--evaluation_episodes", type=int, default=100, help="episodes of each domain")
-    parser.add_argument("--jobs", type=int, default=cores, help="runs at a time")
+    add_jobs(parser)
     parser.add_argument("--quick", action="store_true", help="two sparsities, two numbers of experts, ten updates")
     parser.add_argument("--status", action="store_true", help="say what is left, and do nothing")
     parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/sweep, or outputs/sweep-quick")
     parser.add_argument("--results", type=Path, help="the table; docs/results/sweep.csv, or sweep.csv in --runs_dir")
     arguments = parser.parse_args(argv)
-    if arguments.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
-    settings: dict[str, Any] = {"evaluation_episodes": arguments.evaluation_episodes}
+    settings = merged(arguments.recipes or [*RECIPES, SWEEP_RECIPE]) | {
+        "evaluation_episodes": arguments.evaluation_episodes,
+        "ood_domains": [],
+    }
     if arguments.quick:
         arguments.sparsities, arguments.experts, arguments.rates = [0.0, 0.9], [1, 4], [0.05]
         settings |= QUICK
@@ -130,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(describe(cells, results, arguments.jobs))
     if not arguments.status:
-        run_all(cells, results, arguments.recipes, settings, arguments.jobs, table)
+        run_all(cells, results, settings, arguments.jobs, table)
         print(f"{describe(cells, results, arguments.jobs)}\nThe table is {table}")
 
 
@@ -141,61 +133,28 @@ def results_of(cells: Sequence[Cell], table: Path) -> Results:
     return results | {settings_of(cell): cell.result() for cell in new}
 
 
-def run_all(
-    cells: Sequence[Cell],
-    results: Results,
-    recipes: Sequence[Path],
-    settings: dict[str, Any],
-    jobs: int,
-    table: Path,
-) -> None:
-    """Run each cell without a result, so many at a time, in fresh processes; results and table grow with each.
+def run_all(cells: Sequence[Cell], results: Results, settings: dict[str, Any], jobs: int, table: Path) -> None:
+    """Run each cell without a result, so many at a time; results and table grow with each.
 
     Raises:
         SystemExit: A run failed; the others are finished first.
     """
+
+    def work(cell: Cell) -> Callable[[], bool]:
+        return partial(run_in, cell.folder, settings | cell.settings, threads_of(jobs))
+
     table.parent.mkdir(parents=True, exist_ok=True)
     if results:
         write_sweep(results.values(), table)
-    left = [cell for cell in cells if settings_of(cell) not in results]
-    threads, failed = max(1, (os.cpu_count() or 1) // jobs), []
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes to come
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool,
-        tqdm(total=len(cells), initial=len(cells) - len(left), desc="sweep", unit="run") as bar,
-    ):
-        pending = {pool.submit(run, cell, recipes, settings, threads): cell for cell in left}
-        for finished in as_completed(pending):
-            cell = pending[finished]
-            if finished.result():
-                results[settings_of(cell)] = cell.result()
-                write_sweep(results.values(), table)
-            else:
-                failed.append(cell.folder / "run.log")
-            bar.update()
+    left, failed = [cell for cell in cells if settings_of(cell) not in results], []
+    for cell, ended_well in in_processes(work, left, jobs, "sweep", "run"):
+        if ended_well:
+            results[settings_of(cell)] = cell.result()
+            write_sweep(results.values(), table)
+        else:
+            failed.append(str(cell.folder / LOG))
     if failed:
-        raise SystemExit(f"error: {len(failed)} runs failed; see {', '.join(map(str, failed))}")
-
-
-def run(cell: Cell, recipes: Sequence[Path], settings: dict[str, Any], threads: int) -> bool:
-    """One run of the meta-tuner, gone on with where it was cut; whether it ended well."""
-    folder = cell.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    shared = {name: value for path in recipes for name, value in yaml.safe_load(path.read_text()).items()}
-    own = cell.settings | settings | {"ood_domains": [], "output_dir": str(folder), "threads": threads}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(shared | own))
-    resume = ["--resume_from_checkpoint=latest"] if any(folder.glob("checkpoint-*")) else []
-    with (folder / "run.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            status = meta_tune([str(folder / "recipe.yaml"), *resume])
-        except Exception:  # of whatever kind, it belongs to this cell and not to the others
-            traceback.print_exc()
-            status = 1
-    if status == 0:
-        for checkpoints in (*folder.glob("checkpoint-*"), folder / "best"):
-            shutil.rmtree(checkpoints, ignore_errors=True)  # the adapter itself is beside them
-    return status == 0
+        raise SystemExit(f"error: {len(failed)} runs failed; see {', '.join(failed)}")
 
 
 def describe(cells: Sequence[Cell], results: Results, jobs: int) -> str:
@@ -207,7 +166,7 @@ def describe(cells: Sequence[Cell], results: Results, jobs: int) -> str:
         lines[0] += f": about {hours:.1f} h of training, {jobs} at a time"
     for cell in left:
         begun = ", begun" if any(cell.folder.glob("checkpoint-*")) else ""
-        lines.append("  " + ", ".join(f"{name} {value:g}" for name, value in cell.settings.items()) + begun)
+        lines.append(f"  {cell}{begun}")
     return "\n".join(lines)
 
 

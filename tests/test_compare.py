@@ -6,8 +6,7 @@ import argparse
 import json
 import re
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ import numpy as np
 import pytest
 
 import compare
-from comparison import training
+from comparison import jobs, training
 from comparison.ledger import LEDGER
 from comparison.measuring import Look, take_look
 from comparison.reporting import reached_sooner, read_all, report
 from comparison.rows import CLAIMS, DENSE, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, TAUGHT, WISE
+from comparison.runs import merged
 from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
 from smat_peft.episodes.builtin import ROLES
@@ -62,8 +62,9 @@ def test_a_row_of_a_given_sparsity_waits_for_smat_and_gets_the_sparsity_of_its_e
     assert not run.is_ready()
     finish(compared.folder(SMAT, 1))
     assert run.is_ready()
-    assert "--target_sparsity=0.7000" in run.words()
-    assert not any("sparsity" in word for word in compared.training(DENSE, 1).words())
+    common = merged(training.RECIPES)
+    assert run.settings()["target_sparsity"] == pytest.approx(0.7)
+    assert compared.training(DENSE, 1).settings()["target_sparsity"] == common["target_sparsity"] != 0.7
 
 
 def test_what_is_made_of_an_adapter_waits_for_it_and_is_not_trained(tmp_path: Path) -> None:
@@ -72,7 +73,8 @@ def test_what_is_made_of_an_adapter_waits_for_it_and_is_not_trained(tmp_path: Pa
     assert not run.is_ready()
     finish(compared.folder(DENSE, 0))
     assert run.is_ready()
-    assert {"--max_steps=0", f"--adapter_name_or_path={compared.folder(DENSE, 0)}"} <= set(run.words())
+    made = {"max_steps": 0, "adapter_name_or_path": str(compared.folder(DENSE, 0))}
+    assert run.settings() == run.settings() | made
 
 
 def test_every_row_has_as_many_trials_and_one_run_a_seed(tmp_path: Path) -> None:
@@ -144,46 +146,53 @@ def test_records_of_fewer_episodes_give_way_to_the_look_that_is_wanted(tmp_path:
     assert more.is_taken(tmp_path)
 
 
-def test_bases_come_first_and_what_is_not_needed_is_thrown_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[str] = []
+def in_threads(workers: int, *_: Any, **__: Any) -> ThreadPoolExecutor:
+    """In place of processes, so that they see what a test puts in place of the meta-tuner."""
+    return ThreadPoolExecutor(workers)
 
-    def start(run: training.Run, jobs: int) -> subprocess.Popen[bytes]:
-        run.words()
-        started.append(run.name)
-        finish(run.folder)
-        (run.folder / "checkpoint-1").mkdir()
-        return subprocess.Popen([sys.executable, "-c", ""])
 
-    monkeypatch.setattr(training, "_start", start)
-    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+def test_bases_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Path] = []
+
+    def run(folder: Path, settings: dict[str, Any], threads: int) -> bool:
+        started.append(folder)
+        finish(folder)
+        return True
+
+    monkeypatch.setattr(training, "run_in", run)
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", in_threads)
     compared = study(tmp_path, quick=True, seeds=1)
     finish(compared.folder("LoRA", 0))
     train_all(compared.trainings(0), compared.ledger, 2)
     assert len(started) == len(ROWS) - 1
-    assert started.index("seed-0/dense-pmf") < started.index("seed-0/wise-ft")
-    assert not list(tmp_path.rglob("checkpoint-*"))
+    assert started.index(compared.folder(DENSE, 0)) < started.index(compared.folder(WISE, 0))
     assert not compared.trainings(0)
 
 
-def test_a_run_that_fails_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(run: training.Run, jobs: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+def test_runs_that_fail_are_named_with_their_logs_when_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = study(tmp_path, [WISE], quick=True, seeds=1)
 
-    monkeypatch.setattr(training, "_start", fail)
-    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
-    compared = study(tmp_path, [SMAT], quick=True, seeds=1)
-    with pytest.raises(SystemExit, match=r"smat failed; see .*run\.log"):
+    def run(folder: Path, settings: dict[str, Any], threads: int) -> bool:
+        if folder == compared.folder(DENSE, 0):
+            return False
+        finish(folder)
+        return True
+
+    monkeypatch.setattr(training, "run_in", run)
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", in_threads)
+    with pytest.raises(SystemExit, match=r"1 runs failed; see \S*dense-pmf/run\.log$"):
         train_all(compared.trainings(0), compared.ledger, 1)
+    assert [run.name for run in compared.trainings(0)] == ["seed-0/dense-pmf", "seed-0/wise-ft"]
 
 
 def test_a_quick_comparison_from_the_first_run_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    small = ("--max_steps=1", "--episodes_per_step=1", "--max_support=20", "--validation_episodes=1")
-    monkeypatch.setattr(training, "QUICK_WORDS", small)
+    small = {"max_steps": 1, "episodes_per_step": 1, "max_support": 20, "validation_episodes": 1}
+    monkeypatch.setattr(training, "QUICK", small)
     monkeypatch.setitem(compare.QUICK, "episodes", 1)
     monkeypatch.setitem(compare.QUICK, "rows", [SMAT, DENSE])
     words = ["--quick", "--jobs", "2", "--runs_dir", str(tmp_path)]
@@ -192,7 +201,7 @@ def test_a_quick_comparison_from_the_first_run_to_the_report(
     assert re.search(r"^\| SMAT above the backbone on ID +\| (holds|does not hold|undecided) ", text, re.MULTILINE)
     assert re.search(r"^\| dense \(PMF\) +\| .*\| 0\.0125 \|", text, re.MULTILINE)  # the rate that is taken unsearched
     shutil.rmtree(tmp_path / "seed-0")
-    monkeypatch.setattr(training, "_start", None)  # nothing is to be done again
+    monkeypatch.setattr(training, "run_in", None)  # nothing is to be done again
     compare.main(words)
     assert capsys.readouterr().out == text
 
@@ -335,7 +344,7 @@ def test_records_of_another_suite_are_not_added_to(tmp_path: Path) -> None:
     freeze(tmp_path)
     freeze(tmp_path)
     frozen = json.loads((tmp_path / FROZEN).read_text())
-    assert len(frozen) == 16
+    assert len(frozen) == 17
     (tmp_path / FROZEN).write_text(json.dumps(frozen | {"lao": "0"}))
     with pytest.raises(SystemExit, match="lao differ from"):
         freeze(tmp_path)

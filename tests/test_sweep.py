@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import sweep
+from comparison import jobs
 from smat_peft.assets import DEMO_RECIPE
 from smat_peft.errors import DataError
 from smat_peft.evaluation.analysis.sweep import SweepCell, best_rates, read_sweep, write_sweep
@@ -46,12 +49,20 @@ def test_every_cell_is_run_once_with_its_settings_before_the_recipes(
 
 
 def test_no_cell_looks_at_domains_that_are_kept_for_a_final_test(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "meta_tune", lambda words: 1)
-    cell = sweep.Cell(0.5, 2, 0.05, 0, tmp_path)
-    assert not sweep.run(cell, [DEMO_RECIPE], {}, 1)
-    assert yaml.safe_load((cell.folder / "recipe.yaml").read_text())["ood_domains"] == []
+    seen = []
+
+    def run(folder: Path, settings: dict[str, Any], threads: int) -> bool:
+        seen.append(settings["ood_domains"])
+        return False
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sweep, "run_in", run)
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
+    with pytest.raises(SystemExit, match="4 runs failed"):
+        sweep.main(["--quick", "--runs_dir", str(tmp_path)])
+    assert seen == [[]] * 4
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:

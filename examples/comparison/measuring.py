@@ -88,8 +88,8 @@ class Look:
         return bool(parquet.read_metadata(file).num_rows == self.episodes * sum(map(len, ROLES.values())))
 
 
-def take_look(look: Look, results: Path, threads: int) -> str:
-    """Evaluate on all domains and keep the records in a folder of `results`; returns what was looked at.
+def take_look(look: Look, results: Path, threads: int) -> None:
+    """Evaluate on all domains and keep the records in a folder of `results`.
 
     What was measured before is not measured again; records of another number of episodes give way.
     """
@@ -127,7 +127,6 @@ def take_look(look: Look, results: Path, threads: int) -> str:
         progress=False,
         **shape,
     )
-    return str(look)
 
 
 def regression_predictor(model: nn.Module) -> Predictor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from smat_peft.evaluation.claims import Claim, Contrast
 from smat_peft.evaluation.predictors import BACKBONE, EVEN_MIX, FIXED_MEAN
@@ -20,14 +22,14 @@ class Row:
 
     Attributes:
         method: The meta-tuner's `--method`.
-        words: Further arguments of it.
+        settings: Further arguments of it.
         rate_of: The row that its learning rate was chosen for; its own by default.
         base: The row whose adapter it changes without any training.
         rates: The learning rates that are tried.
     """
 
     method: str
-    words: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     rate_of: str | None = None
     base: str | None = None
     rates: tuple[float, ...] = RATES
@@ -42,11 +44,11 @@ ROWS: dict[str, Row] = {
     TAUGHT: Row("dense-teachers"),
     WISE: Row("wise-ft", base=DENSE),
     "dense, pruned": Row("dense-pruned", base=DENSE),
-    UNTAUGHT: Row("smat", ("--distillation_weight=0",), rate_of=SMAT),
-    ALONE: Row("smat", ("--num_experts=1",), rate_of=SMAT),
+    UNTAUGHT: Row("smat", {"distillation_weight": 0}, rate_of=SMAT),
+    ALONE: Row("smat", {"num_experts": 1}, rate_of=SMAT),
     "random experts": Row("random", rates=PART_RATES),
     OPEN: Row("soft-merge"),
-    SPARSEST: Row("smat", ("--target_sparsity=0.99", "--multiplier_lr=2")),  # at 0.4 it ends where SMAT does, at 0.90
+    SPARSEST: Row("smat", {"target_sparsity": 0.99, "multiplier_lr": 2.0}),  # at 0.4 it ends where SMAT does, at 0.90
     "magnitude": Row("magnitude", rates=PART_RATES),
     "attention": Row("attention", rates=PART_RATES),
     "MLP": Row("mlp", rates=PART_RATES),

@@ -1,4 +1,4 @@
-"""The built-in suite and its backbone as the first method found them: later ones must find the same."""
+"""The built-in suite, its backbone and the settings as the first method found them: later ones must find the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from comparison.runs import merged
+from comparison.training import RECIPES
 from smat_peft.assets import demo_backbone
 from smat_peft.episodes import load_domain
 from smat_peft.episodes.builtin import builtin_names
@@ -14,10 +16,10 @@ FROZEN = "suite.json"
 
 
 def freeze(results: Path) -> None:
-    """Write down what the suite is, once.
+    """Write down what all methods have in common, once.
 
     Raises:
-        SystemExit: It is another one than that of the records in `results`.
+        SystemExit: It is something else than that of the records in `results`.
     """
     found, path = fingerprint(), results / FROZEN
     if not path.exists():
@@ -27,14 +29,16 @@ def freeze(results: Path) -> None:
     differing = sorted(name for name in found.keys() | frozen.keys() if found.get(name) != frozen.get(name))
     if differing:
         raise SystemExit(
-            f"error: {', '.join(differing)} differ from what the records in {results} were made with (the images are "
+            f"error: {', '.join(differing)} differ from what the records in {results} were made with (images are "
             "drawn, and other versions of the drawing libraries draw other pixels); choose another --results_dir"
         )
 
 
 def fingerprint() -> dict[str, str]:
-    """SHA-256 of the backbone's weights, and of the first image of each class of each domain."""
-    found = {"backbone": hashlib.sha256((demo_backbone() / "model.safetensors").read_bytes()).hexdigest()}
+    """SHA-256 of the settings, of the backbone's weights, and of the first image of each class of each domain."""
+    settings = json.dumps(merged(RECIPES), sort_keys=True).encode()
+    found = {"settings": hashlib.sha256(settings).hexdigest()}
+    found["backbone"] = hashlib.sha256((demo_backbone() / "model.safetensors").read_bytes()).hexdigest()
     for name in builtin_names():
         digest = hashlib.sha256()
         for class_name, images in load_domain(f"builtin:{name}").class_images.items():

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import shutil
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from comparison.jobs import in_processes, threads_of
 from comparison.ledger import Ledger, best_rate, run_name, selection_score, trial_name
 from comparison.measuring import Look
 from comparison.rows import FINE_TUNED, HAS_ITS_OWN_SPARSITY, QUICK_RATES, ROWS, SEARCH_SEED, SHOTS, SMAT
+from comparison.runs import LOG, merged, run_in
 from smat_peft.assets import DEMO_RECIPE
 from smat_peft.commands.results import METRICS
 from smat_peft.evaluation.predictors import BACKBONE
 
-POLL_SECONDS = 1.0
-RECIPES = (DEMO_RECIPE, Path(__file__).with_name("settings.yaml"))  # the second before the first
-QUICK_WORDS = ("--max_steps=120",)
+RECIPES = (DEMO_RECIPE, Path(__file__).with_name("settings.yaml"))
+QUICK = {"max_steps": 120}
 
 
 @dataclass(frozen=True)
@@ -36,14 +30,17 @@ class Run:
     Attributes:
         name: Of its folder, and in the ledger.
         folder: Where it is left.
-        words: Makes its arguments, once it is ready.
+        settings: Makes its settings, once it is ready.
         is_ready: Whether the runs that it is made from are done.
     """
 
     name: str
     folder: Path
-    words: Callable[[], list[str]]
+    settings: Callable[[], dict[str, Any]]
     is_ready: Callable[[], bool]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Study:
@@ -75,7 +72,7 @@ class Study:
         return Run(
             run,
             self.arguments.runs_dir / run,
-            lambda: self._words(name, SEARCH_SEED, rate),
+            lambda: self._settings(name, SEARCH_SEED, rate),
             lambda: self._has_sparsity(name, SEARCH_SEED),
         )
 
@@ -89,7 +86,7 @@ class Study:
         return Run(
             run_name(name, seed),
             self.folder(name, seed),
-            lambda: self._words(name, seed, self.rate(name)),
+            lambda: self._settings(name, seed, self.rate(name)),
             lambda: self._has_sparsity(name, seed) and (base is None or self._has_adapter(base, seed)),
         )
 
@@ -133,17 +130,16 @@ class Study:
         needed = bool(self.looks(name, seed)) or any(self._is_left(other, seed) for other in made_from_it)
         return needed and not self._has_adapter(name, seed)
 
-    def _words(self, name: str, seed: int, rate: float) -> list[str]:
+    def _settings(self, name: str, seed: int, rate: float) -> dict[str, Any]:
         row = ROWS[name]
-        words = [f"--method={row.method}", f"--seed={seed}", f"--delta_lr={rate:g}", *row.words]
+        own = {"method": row.method, "seed": seed, "delta_lr": rate, "evaluation_episodes": 0, **row.settings}
         if self.arguments.quick:
-            words += QUICK_WORDS
+            own |= QUICK
         if row.method not in HAS_ITS_OWN_SPARSITY:
-            closed = self._figures(_sparsity_name(seed))["sparsity"]
-            words.append(f"--target_sparsity={statistics.fmean(closed):.4f}")
+            own["target_sparsity"] = round(statistics.fmean(self._figures(_sparsity_name(seed))["sparsity"]), 4)
         if row.base is not None:
-            words += [f"--adapter_name_or_path={self.folder(row.base, seed)}", "--max_steps=0"]
-        return words
+            own |= {"adapter_name_or_path": str(self.folder(row.base, seed)), "max_steps": 0}
+        return merged(RECIPES) | own
 
     def _has_sparsity(self, name: str, seed: int) -> bool:
         """Whether it is known how sparse SMAT's gates are as they are evaluated, for a row that gets it from there."""
@@ -167,42 +163,16 @@ def train_all(runs: Sequence[Run], ledger: Ledger, jobs: int, title: str = "runs
     """Do all runs, so many at a time.
 
     Raises:
-        SystemExit: A run failed; its log says why.
+        SystemExit: Some failed; their logs say why. The others are done.
     """
-    left = list(runs)
-    running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
-    with tqdm(total=len(runs), desc=title, unit="run") as bar:
-        while left or running:
-            for run in [run for run in left if run.is_ready()][: jobs - len(running)]:
-                left.remove(run)
-                process = _start(run, jobs)
-                running[process.pid] = (run, process)
-                bar.set_postfix_str(", ".join(run.name for run, _ in running.values()))
-            time.sleep(POLL_SECONDS)
-            for pid, (run, process) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[pid]
-                if process.returncode != 0 or ledger.figures(run.name) is None:
-                    for _, other in running.values():
-                        other.terminate()
-                    raise SystemExit(f"error: {run.folder} failed; see {run.folder / 'run.log'}")
-                for folder in (*run.folder.glob("checkpoint-*"), run.folder / "best"):
-                    shutil.rmtree(folder, ignore_errors=True)  # the adapter itself is beside them
-                bar.update()
 
+    def work(run: Run) -> Callable[[], bool] | None:
+        return partial(run_in, run.folder, run.settings(), threads_of(jobs)) if run.is_ready() else None
 
-def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    words = [*run.words(), "--evaluation_episodes=0", f"--output_dir={run.folder}"]
-    if any(run.folder.glob("checkpoint-*")):
-        words.append("--resume_from_checkpoint=latest")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    command = [sys.executable, "-m", "smat_peft.meta_tune", *map(str, RECIPES), *words, f"--threads={threads}"]
-    with (run.folder / "run.log").open("ab") as log:
-        log.write(f"$ {shlex.join(command)}\n".encode())
-        log.flush()
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    done = in_processes(work, runs, jobs, title, "run")
+    failed = [str(run.folder / LOG) for run, ended_well in done if not ended_well or ledger.figures(run.name) is None]
+    if failed:
+        raise SystemExit(f"error: {len(failed)} runs failed; see {', '.join(failed)}")
 
 
 def _sparsity_name(seed: int) -> str:

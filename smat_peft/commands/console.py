@@ -11,7 +11,11 @@ from smat_peft.errors import RunStoppedError, SmatError
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the description as it is written and adds each argument's default."""
+    """Keeps the description as it is written and adds each argument's default, where that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_told = action.default in (None, False) or "(default)" in (action.help or "")
+        return action.help if is_told else super()._get_help_string(action)
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

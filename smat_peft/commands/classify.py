@@ -29,7 +29,7 @@ from smat_peft.commands.answers import Answers
 from smat_peft.commands.checks import check_image_size
 from smat_peft.commands.class_folders import FolderImages, read_examples, read_queries
 from smat_peft.commands.compare_methods import check_comparable, compare_methods
-from smat_peft.commands.console import HelpFormatter, run_command
+from smat_peft.commands.console import HelpFormatter, number_or, run_command
 from smat_peft.commands.contact_sheet import write_contact_sheet
 from smat_peft.commands.support_report import leave_examples_out, support_report
 from smat_peft.errors import ConfigurationError, DataError
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=50, help="steps of fine-tuning")
     parser.add_argument(
         "--learning_rate",
-        type=_learning_rate,
+        type=number_or("auto"),
         default="auto",
         help="of fine-tuning; auto tries a few on the examples, and without QUERY_DIR takes a constant",
     )
@@ -163,8 +163,3 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigurationError("--compare looks at the examples alone: leave out QUERY_DIR, --output and --sheet")
     if arguments.compare and arguments.adaptation == "full":
         raise ConfigurationError("--compare fine-tunes with LoRA: leave out --adaptation full")
-
-
-def _learning_rate(text: str) -> float | str:
-    """A number, or how to choose one."""
-    return text if text == "auto" else float(text)

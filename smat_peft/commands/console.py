@@ -1,4 +1,4 @@
-"""What all commands share on the console: help that keeps its layout, and errors of one line."""
+"""What all commands share on the console: help that keeps its layout, kinds of arguments, and errors of one line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Keeps the description as it is written and adds each argument's default, where that says something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        is_told = action.default in (None, False) or "(default)" in (action.help or "")
+        is_told = action.default is None or action.default is False or "(default)" in (action.help or "")
         return action.help if is_told else super()._get_help_string(action)
+
+
+def number_or(*words: str) -> Callable[[str], float | str]:
+    """A type of argument: a number, or one of some words."""
+
+    def parse(text: str) -> float | str:
+        try:
+            return text if text in words else float(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be a number or {' or '.join(words)}, got {text!r}") from error
+
+    return parse
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

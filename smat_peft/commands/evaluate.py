@@ -28,7 +28,7 @@ from accelerate import Accelerator
 
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.commands.checks import check_image_size, list_left_out, make_output_dir
-from smat_peft.commands.console import HelpFormatter, run_command
+from smat_peft.commands.console import HelpFormatter, number_or, run_command
 from smat_peft.commands.evaluate_inputs import (
     add_domain_arguments,
     backbone_of_adapters,
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument("--steps", type=int, default=50, help="steps of fine-tuning")
     tuning.add_argument(
         "--learning_rate",
-        type=_learning_rate,
+        type=number_or(*SEARCHES),
         default="validation",
         help="a number, or what it is chosen on: auto (images left out of each support), validation (episodes), "
         "test_tasks (labels of test tasks, as in the published protocol)",
@@ -214,8 +214,3 @@ def _report(evaluations: dict[str, Evaluation], arguments: argparse.Namespace) -
     with replacing(folder / PICTURE) as path:
         plot_accuracies(evaluations, path)
     print(f"\n{tables('text')}\nEverything is in {folder}")
-
-
-def _learning_rate(text: str) -> float | str:
-    """A number, or how to choose one."""
-    return text if text in SEARCHES else float(text)

@@ -1,13 +1,7 @@
-"""SMATLayer: the delta and the gates over the parameters that one module owns, and how a call takes its task weights.
-
-During a call the task weights shadow the module's own parameters and are taken away after it: during a call of the
-module itself, and where its parent reads its parameters, of the parent.
-"""
+"""SMATLayer: the delta and the gates over the parameters that one module owns, and what these are in a call."""
 
 from __future__ import annotations
 
-import sys
-import threading
 import warnings
 from collections import ChainMap
 from collections.abc import Callable
@@ -16,26 +10,24 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from smat_peft.errors import ConfigurationError
 from smat_peft.experts.counting import open_gates
 from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape, gate_values, initialise_gates_
 from smat_peft.experts.interpolate import interpolate
 from smat_peft.experts.packed import merge_packed_into
 from smat_peft.experts.patterns import pattern_logits
 from smat_peft.experts.router import even_weights
+from smat_peft.tuner.calls import ShadowingCalls
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.kept_gates import KeptGates
 from smat_peft.tuner.packed import PackedParameter
-from smat_peft.tuner.shadow import Shadowed, empty_caches, shadow, unshadow
+from smat_peft.tuner.shadow import empty_caches
 from smat_peft.tuner.state import SharedState, Task
 
-NO_THREAD, COMPILING = 0, -1  # in place of a thread's identifier
 RANDOM_DELTA_STD = 0.1  # of `init_weights=False`; large enough to be seen in half precision
 
 
-class SMATLayer(nn.Module, BaseTunerLayer):
+class SMATLayer(ShadowingCalls, BaseTunerLayer):
     """Wraps a module that owns parameters; holds one delta and M gates for each of them and each adapter.
 
     Args:
@@ -58,9 +50,6 @@ class SMATLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, path: str, state: SharedState) -> None:
         super().__init__()
         self.training = base_layer.training  # gates differ between the modes
-        self.hooks: tuple[RemovableHandle, ...] = ()
-        self._held: Shadowed | None = None  # during a call of the module that it is held during
-        self._thread = NO_THREAD
         self._attach(base_layer)
         self.path = path
         self.state = state
@@ -210,58 +199,8 @@ class SMATLayer(nn.Module, BaseTunerLayer):
         named = ((name, task.weights.get(self.full_name(name))) for name in self.parameter_names())
         return {name: weight for name, weight in named if weight is not None}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the wrapped module with its effective parameters."""
-        if self._held is not None:  # they are in place
-            return self.base_layer(*args, **kwargs)
-        self._prepare_call()
-        before: Shadowed = {}
-        try:
-            before = shadow(self.base_layer, self.effective_parameters())
-            return self.base_layer(*args, **kwargs)
-        finally:
-            unshadow(self.base_layer, before)
-            self._thread = NO_THREAD
-
-    def hold_during_calls_of(self, module: nn.Module) -> None:
-        """Have the effective parameters in place during every call of a module, until [`let_go`]."""
-        self.hooks = (
-            module.register_forward_pre_hook(self._hold),
-            module.register_forward_hook(self._release, always_call=True),
-        )
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # code compiled for a module of this class does not ask whether it has hooks now
-
-    def let_go(self) -> None:
-        """Undo [`hold_during_calls_of`]."""
-        for hook in self.hooks:
-            hook.remove()
-
-    def _hold(self, _module: nn.Module, _inputs: Any) -> None:
-        self._prepare_call()
-        if self._held is not None:  # by a call that was interrupted
-            unshadow(self.get_base_layer(), self._held)
-        self._held = {}
-        self._held = shadow(self.get_base_layer(), self.effective_parameters())
-
-    def _release(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if self._held is not None and self._thread == _this_thread():
-            unshadow(self.get_base_layer(), self._held)
-            self._held, self._thread = None, NO_THREAD
-
-    def _prepare_call(self) -> None:
-        """Unmerge where adapters are disabled.
-
-        Raises:
-            ConfigurationError: A call in another thread is under way.
-        """
-        thread = _this_thread()
-        if self._thread not in (NO_THREAD, thread):
-            raise ConfigurationError(
-                "two threads call this model at once; its task is one for all: give each thread a copy.deepcopy of the "
-                "model, or let one wait for the other"
-            )
-        self._thread = thread
+    def prepare_call(self) -> None:
+        """Unmerge where adapters are disabled."""
         if self.disable_adapters and self.merged:
             self.unmerge()
 
@@ -328,11 +267,6 @@ class SMATLayer(nn.Module, BaseTunerLayer):
 
 class SMATLinear(SMATLayer):
     """A wrapped Linear; PEFT's `all-linear` knows adapted linear layers by their class name."""
-
-
-def _this_thread() -> int:
-    """The thread that calls; code that is compiled does not ask."""
-    return COMPILING if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def _initial_gates(config: SMATConfig, parameter: Tensor, shape: torch.Size) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Sequence
 
 import pytest
 
-from smat_peft.commands.console import run_command
+from smat_peft.commands.console import HelpFormatter, number_or, run_command
 from smat_peft.errors import DataError
 
 
@@ -32,3 +33,22 @@ def test_a_warning_and_an_error_are_a_line_each(
     assert printed.out == "warning: two domains share a class\n"
     assert printed.err == "error: a domain is missing\n"
     assert warnings.formatwarning is form
+
+
+def test_help_tells_a_default_that_says_something() -> None:
+    parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
+    for name, default in (("--steps", 50), ("--seed", 0), ("--output", None), ("--compare", False)):
+        parser.add_argument(name, default=default, help="what it is")
+    told = [line.partition("what it is")[2] for line in parser.format_help().splitlines()[-4:]]
+    assert told == [" (default: 50)", " (default: 0)", "", ""]
+
+
+def test_an_argument_that_is_neither_a_number_nor_one_of_the_words_says_what_it_could_be(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rate", type=number_or("auto", "validation"))
+    assert [parser.parse_args(["--rate", given]).rate for given in ("auto", "0", "1e-3")] == ["auto", 0.0, 0.001]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--rate", "0.0.1"])
+    assert "argument --rate: must be a number or auto or validation, got '0.0.1'" in capsys.readouterr().err

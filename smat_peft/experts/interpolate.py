@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smat_peft.experts import kernels
 from smat_peft.experts.compiled import Merge, generated
-from smat_peft.experts.gates import by_expert, gate_values
+from smat_peft.experts.gates import by_expert
 
 SMALL = 32_768  # scalars of a parameter; below, a call costs more than the work
 
@@ -129,11 +129,6 @@ def merge_into(
             return
         flat = list(map(_flat, out)), _flat(base), _flat(delta), by_expert(gates).data, weights.data
         fused(*flat) if temperature is None else fused(*flat, temperature)
-
-
-def mixed_gates(gate_logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """The merged mask `sum_m weights[m] * gate_values(gate_logits[m])`, in the shape of one expert's gates."""
-    return torch.tensordot(weights, gate_values(gate_logits, temperature), dims=1)
 
 
 class _Interpolate(torch.autograd.Function):

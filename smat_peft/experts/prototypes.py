@@ -7,8 +7,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from smat_peft.errors import DataError
+
 LOGIT_SCALE = 10.0  # METHOD 1
 NORM_FLOOR = 1e-12  # METHOD 5
+
+
+def require_every_class(labels: Int[Tensor, " N"]) -> None:
+    """Refuse labels that leave out a class between two others.
+
+    Raises:
+        DataError: They do; the message says which.
+    """
+    empty = torch.nonzero(torch.bincount(labels) == 0).flatten().tolist()
+    if empty:
+        raise DataError(f"labels must be 0 to C-1, and no image has label {empty[0]}")
 
 
 def class_means(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> Float[Tensor, "C D"]:

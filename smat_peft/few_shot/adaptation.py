@@ -10,11 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smat_peft.errors import NotFiniteError
-from smat_peft.experts.prototypes import class_means, cosine_logits
-from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, batched_features, feature_of, running_with
+from smat_peft.experts.prototypes import class_means, cosine_logits, require_every_class
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, batched_features, evaluating, feature_of, running_with
 from smat_peft.few_shot.fine_tuning import Adaptation, fine_tune
 from smat_peft.few_shot.mixing import ExpertMix, mix_experts
-from smat_peft.tuner import tasks
 
 PROTOTYPE = Adaptation("prototype")
 
@@ -57,9 +56,11 @@ def adapt_to_support(
 
     Raises:
         NotFiniteError: Fine-tuning diverged, or pixels are not finite.
+        DataError: A class has no image.
     """
-    with torch.inference_mode(False), torch.no_grad(), tasks.evaluation_mode(model):
-        support = support.clone() if support.is_inference() else support
+    require_every_class(labels)
+    with torch.inference_mode(False), evaluating(model):
+        support, labels = (tensor.clone() if tensor.is_inference() else tensor for tensor in (support, labels))
         merged = mix_experts(model, support, labels, experts, batch_size=batch_size)
         weights, feature = dict(merged.weights), feature_of(model)
         if adaptation.takes_steps:
@@ -87,7 +88,7 @@ def task_features(
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> Float[Tensor, "N D"]:
     """Features of images under the weights of an adapted task. The model comes back as it was."""
-    with torch.no_grad(), tasks.evaluation_mode(model):
+    with evaluating(model):
         return _features(model, images, task.weights, task.feature, batch_size)
 
 
@@ -108,11 +109,13 @@ def classify_episode(
 
     Raises:
         NotFiniteError: Fine-tuning diverged, or pixels are not finite.
+        DataError: A class has no image.
     """
+    require_every_class(labels)
     if adaptation.takes_steps:
         task = adapt_to_support(model, support, labels, experts=experts, adaptation=adaptation, batch_size=batch_size)
         return classify_queries(model, task, queries, batch_size=batch_size), task.expert_weights
-    with torch.no_grad(), tasks.evaluation_mode(model):
+    with evaluating(model):
         merged = mix_experts(model, support, labels, experts, batch_size=batch_size)
         images = torch.cat([support, queries])
         features = _features(model, images, merged.weights, feature_of(model), batch_size)

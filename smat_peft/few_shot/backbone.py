@@ -1,14 +1,21 @@
-"""The backbone below a model's adapters: its parameters by name, a run with other weights, a copy to fine-tune."""
+"""The backbone below a model's adapters: its parameters by name, a run with other weights, a copy to fine-tune.
+
+A run with other weights puts them into the backbone's modules for a while, so only one thread at a time evaluates a
+model; the others wait.
+"""
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
+from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -21,6 +28,9 @@ from smat_peft.tuner.side import SMATSide
 from smat_peft.tuner.targets import base_modules, own_parameters, owner_of
 
 DEFAULT_BATCH_SIZE = 64
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # of the models that are evaluated
+_lock_of_locks = threading.Lock()
 
 
 class Place(NamedTuple):
@@ -37,10 +47,12 @@ class Place(NamedTuple):
 
 
 def root_of(model: nn.Module) -> nn.Module:
-    """The model that SMAT layers were put into; one without any as it is."""
+    """The model that adapters were put into; one without any as it is."""
     layers = adapters.smat_layers(model)
-    root: nn.Module = layers[0].state.root if layers else model
-    return root
+    if layers:
+        root: nn.Module = layers[0].state.root
+        return root
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -60,7 +72,7 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
 
 def feature_of(model: nn.Module) -> str:
     """Which feature of the backbone the model's adapter is for; `"auto"` where it has no experts."""
-    return adapters.adapter_config(model).feature if adapters.has_experts(model) else "auto"
+    return adapters.active_feature(model) if adapters.has_experts(model) else "auto"
 
 
 def base_parameters(model: nn.Module) -> dict[str, Place]:
@@ -73,6 +85,15 @@ def base_parameters(model: nn.Module) -> dict[str, Place]:
             for name in own_parameters(owner):
                 places[".".join(filter(None, (path, below, name)))] = Place(owner, name)
     return places
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A block without gradient, with every module in evaluation mode, that other threads with this model wait for."""
+    with _lock_of_locks:
+        lock = _locks.setdefault(root_of(model), threading.RLock())
+    with lock, torch.no_grad(), tasks.evaluation_mode(model):
+        yield
 
 
 @contextmanager
@@ -112,7 +133,7 @@ def frozen_features(
     model: nn.Module, images: Float[Tensor, "N 3 H W"], *, batch_size: int = DEFAULT_BATCH_SIZE
 ) -> Float[Tensor, "N D"]:
     """Features of images under the pre-trained weights, without gradient. The model comes back as it was."""
-    with torch.no_grad(), tasks.evaluation_mode(model), running_with(model, {}):
+    with evaluating(model), running_with(model, {}):
         return batched_features(model, images, feature_of(model), batch_size)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smat_peft.experts.prototypes import class_means
 from smat_peft.experts.router import ExpertWeights
-from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, device_of, frozen_features
+from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, device_of, evaluating, frozen_features
 from smat_peft.tuner import adapters, tasks
 
 
@@ -45,7 +45,7 @@ def route_support(
 
 def route_prototypes(model: nn.Module, prototypes: Float[Tensor, "C D"]) -> ExpertWeights:
     """What the router says of the class means of frozen features, without gradient or noise."""
-    with torch.no_grad(), tasks.evaluation_mode(model):
+    with evaluating(model):
         return tasks.route(model, prototypes)
 
 
@@ -64,10 +64,11 @@ def mix_experts(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> MergedExperts:
-    """Route a support set where that is asked for, and merge once."""
+    """Route a support set where that is asked for and adapters are not disabled, and merge once."""
     if isinstance(experts, MergedExperts):
         return experts
-    if not adapters.has_experts(model) or (isinstance(experts, str) and experts == "none"):
+    layers = adapters.smat_layers(model)
+    if not layers or (isinstance(experts, str) and (experts == "none" or layers[0].disable_adapters)):
         return MergedExperts(None, {})
     if isinstance(experts, str):
         experts = route_support(model, support, labels, batch_size=batch_size).weights

@@ -79,9 +79,10 @@ def write_classifier(folder: Path, saved: SavedClassifier, model: nn.Module) -> 
         "settings": saved.settings,
         "sha256": hashlib.sha256(packed).hexdigest(),
     }
+    text = json.dumps(description, indent=1, default=np.generic.item)  # of settings that are numpy's numbers
     with replacing(folder / TENSORS) as path:
         path.write_bytes(packed)
-    write_text(folder / DESCRIPTION, json.dumps(description, indent=1))
+    write_text(folder / DESCRIPTION, text)
 
 
 def read_classifier(

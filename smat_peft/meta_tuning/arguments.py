@@ -102,6 +102,9 @@ class MetaTuningArguments:
         for name in ("logit_scale", "distillation_temperature", "max_gate_grad_norm", "max_router_grad_norm"):
             self._require(getattr(self, name) > 0, name, "above 0")
         self._require((self.save_total_limit or 0) >= 0, "save_total_limit", "at least 0")
+        if self.lr_decay_steps is not None:
+            warmup = self.learning_rate_warmup
+            self._require(self.lr_decay_steps > warmup, "lr_decay_steps", f"above the {warmup} of the warm-up")
         self._require(self.output_dir != "", "output_dir", "the name of a folder")
         self._require(0 <= self.delta_momentum < 1, "delta_momentum", "in [0, 1)")
 

@@ -35,6 +35,7 @@ class _Immediate(torch.autograd.Function):
         with torch.enable_grad():
             values = losses(leaves)
             gradients = _gradients(values.sum() * scale, leaves)
+        torch.clear_autocast_cache()  # it keeps leaves that were cast, and with them their graph
         if scale != 1:
             gradients = list(torch._foreach_div(gradients, scale))
         ctx.losses, ctx.again, ctx.gradients = losses, again, gradients
@@ -51,7 +52,7 @@ class _Immediate(torch.autograd.Function):
         leaves = [tensor.detach().requires_grad_() for tensor in ctx.again()]
         device, dtype, enabled = ctx.autocast
         with torch.enable_grad(), torch.autocast(device, dtype=dtype, enabled=enabled):
-            loss = ctx.losses(leaves) @ outgoing
+            loss = (ctx.losses(leaves) * outgoing).sum()  # autocast would round a dot product
         return None, None, None, *_gradients(loss, leaves)
 
 

@@ -32,7 +32,7 @@ def sparsity_loss(expected_l0: Tensor, multipliers: Tensor, weights: Tensor, tar
 
 def multiplier_loss(sparsity: Tensor, multipliers: Tensor, weights: Tensor, target_sparsity: float) -> Tensor:
     """What the multipliers descend: each grows while its expert is too dense; gradient to the multipliers."""
-    return torch.dot(sparsity - target_sparsity, multipliers * weights.detach())
+    return torch.dot(sparsity - target_sparsity, (multipliers * weights.detach()).to(sparsity))
 
 
 def router_z_loss(logits: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class MetaTrainer:
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
-        if self.learner.router is not None:
+        if self.learner.router is not None and arguments.max_steps > 0:
             episodes = arguments.router_temperature_episodes
             self.learner.config.router_temperature_episodes = self.learner.router.temperature_episodes = episodes
         self.groups = ParameterGroups(self.learner)
@@ -172,11 +172,11 @@ class MetaTrainer:
             self.run_log.window.append(figures)
 
     def learning_rate_factor(self, step: int) -> float:
-        """Factor of all learning rates in an update (METHOD 9)."""
+        """Factor of all learning rates in an update (METHOD 9); 0 after the end of the cosine."""
         arguments = self.arguments
         start = step - step % arguments.lr_interval
         end = arguments.max_steps if arguments.lr_decay_steps is None else arguments.lr_decay_steps
-        return warmup_cosine(start, arguments.learning_rate_warmup, end)
+        return warmup_cosine(min(start, end), arguments.learning_rate_warmup, end)
 
     def measure_seconds(self) -> float:
         """Seconds of one update, by trying the next, or 0 where none is left; everything is left as it was."""

@@ -58,6 +58,19 @@ def adapter_config(model: nn.Module, adapter_name: str | None = None) -> SMATCon
     return state_of(model).configs[adapter_name]
 
 
+def active_feature(model: nn.Module) -> str:
+    """Which feature of the backbone the active adapters are for; `"auto"` where none is active.
+
+    Raises:
+        ConfigurationError: Where they are for different ones.
+    """
+    state = state_of(model)
+    wanted = sorted({state.configs[name].feature for name in state.layers[0].active_adapters})
+    if len(wanted) > 1:
+        raise ConfigurationError(f"the active adapters are for different features, {' and '.join(wanted)}")
+    return wanted[0] if wanted else "auto"
+
+
 def adapter_router(model: nn.Module, adapter_name: str | None = None) -> Router | None:
     """The router of an adapter, or None where it mixes its experts evenly; of the one in force where none is named."""
     adapter_name = active_adapter(model) if adapter_name is None else adapter_name

@@ -45,15 +45,16 @@ class ShadowingCalls(nn.Module):
         Raises:
             ConfigurationError: A call in another thread is under way.
         """
+        module = self.base_layer
         if self._held is not None:  # they are in place
-            return self.base_layer(*args, **kwargs)
+            return module(*args, **kwargs)
         self._begin()
         before: Shadowed = {}
         try:
-            before = shadow(self.base_layer, self.effective_parameters())
-            return self.base_layer(*args, **kwargs)
+            before = shadow(module, self.effective_parameters())
+            return module(*args, **kwargs)
         finally:
-            unshadow(self.base_layer, before)
+            unshadow(module, before)
             self._thread = NO_THREAD
 
     def hold_during_calls_of(self, module: nn.Module) -> None:

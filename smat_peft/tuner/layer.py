@@ -27,6 +27,15 @@ from smat_peft.tuner.state import SharedState, Task
 RANDOM_DELTA_STD = 0.1  # of `init_weights=False`; large enough to be seen in half precision
 
 
+class Gates(nn.ParameterDict):
+    """The gate logits `[M, *gate_shape]` of parameters by name; they move and change type with the model."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gates:
+        """As one row an expert: a convolution's gates have a rank that no `memory_format` is for."""
+        super()._apply(lambda gates: fn(gates.reshape(len(gates), -1)).view(gates.shape), recurse)
+        return self
+
+
 class SMATLayer(ShadowingCalls, BaseTunerLayer):
     """Wraps a module that owns parameters; holds one delta and M gates for each of them and each adapter.
 
@@ -73,7 +82,7 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
     ) -> None:
         """Give an adapter a delta and gates over the named parameters of the module."""
         owner = self.get_base_layer()
-        delta, gates, packed = nn.ParameterDict(), nn.ParameterDict(), nn.ModuleDict()
+        delta, gates, packed = nn.ParameterDict(), Gates(), nn.ModuleDict()
         for name in parameter_names:
             parameter = getattr(owner, name)
             shape = gate_shape(parameter.shape, config.gate_granularity)  # type: ignore[arg-type]
@@ -162,7 +171,7 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
     def get_delta_weight(self, adapter_name: str, name: str = "weight") -> Tensor:
         """What an adapter adds to a parameter: on its task where one is set, else with its experts mixed evenly."""
         base: Tensor = getattr(self.get_base_layer(), name)
-        return self._merged(adapter_name, {})[name] - base
+        return self._merged(adapter_name).get(name, base) - base
 
     def effective_parameters(self) -> dict[str, Tensor]:
         """What the module's parameters are in a call now, by name; those left out keep their own values."""
@@ -171,9 +180,9 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
         task = self.state.task
         effective: dict[str, Tensor] = {}
         if task is not None and task.adapter in self.active_adapters:
-            effective = self._from_task(task)
             if not task.weights:  # the backbone's own: most calls, when features are taken
                 return effective
+            effective = self._from_task(task)
         for adapter_name in self.active_adapters:
             if self.adapted(adapter_name) and (task is None or task.adapter != adapter_name):
                 effective = self.mix_evenly(adapter_name, self.training, effective)
@@ -215,7 +224,7 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
             if not self.adapted(adapter_name):
                 continue
             with torch.no_grad():
-                merged = self._merged(adapter_name, dict(ChainMap(*self._before_merge)))
+                merged = self._merged(adapter_name)
             if safe_merge and not all(torch.isfinite(weight).all() for weight in merged.values()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken")
             self._before_merge.append({name: getattr(owner, name).data for name in merged})
@@ -224,11 +233,12 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
             empty_caches(owner)
             self.merged_adapters.append(adapter_name)
 
-    def _merged(self, adapter_name: str, originals: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _merged(self, adapter_name: str) -> dict[str, Tensor]:
+        """The module's parameters as they are now, with what an adapter adds."""
         task = self.state.task
         if task is None or task.adapter != adapter_name:
             return self.mix_evenly(adapter_name, training=False)
-        owner = self.get_base_layer()
+        owner, originals = self.get_base_layer(), ChainMap(*self._before_merge)
         return {
             name: getattr(owner, name) + (weight - originals[name]) if name in originals else weight
             for name, weight in self._from_task(task).items()
@@ -247,9 +257,12 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
         empty_caches(owner)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SMATLayer:
-        """Go to another device or type, and what unmerging gives back as well."""
+        """Go to another device or type, with what unmerging gives back and the weights of the task in force."""
         super()._apply(fn, recurse)
         self._before_merge = [{name: fn(tensor) for name, tensor in saved.items()} for saved in self._before_merge]
+        if self.state.task is not None:
+            own = {self.full_name(name): weight for name, weight in self._from_task(self.state.task).items()}
+            self.state.task.weights.update({name: fn(weight).contiguous() for name, weight in own.items()})
         return self
 
     def __getattr__(self, name: str) -> Any:

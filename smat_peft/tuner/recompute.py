@@ -11,6 +11,7 @@ regions share: torch allows one. It cannot compute an inner gradient either. So 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,27 +20,57 @@ import torch.utils.checkpoint as checkpointing
 
 from smat_peft.tuner.state import SharedState
 
+GENERATOR, FUNCTION = "_checkpoint_without_reentrant_generator", "CheckpointFunction"  # torch's two ways in
+
+
+class _Blocks(threading.local):
+    """Whose blocks are open in this thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.states: list[SharedState] = []
+
+
+_here = _Blocks()
+_lock = threading.Lock()
+_open = 0  # blocks, in all threads
+_torch: dict[str, Any] = {}  # torch's own, while some block is open
+
 
 @contextmanager
 def recompute_with_task(state: SharedState) -> Iterator[None]:
-    """While open, checkpointed regions remember `state`'s task for their recomputation."""
-    generator, function = checkpointing._checkpoint_without_reentrant_generator, checkpointing.CheckpointFunction
-
-    def bound_generator(region: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return generator(_bind(region, state), *args, **kwargs)
-
-    class WithoutReentry:
-        @staticmethod
-        def apply(region: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-            return checkpointing.checkpoint(region, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
-
-    checkpointing._checkpoint_without_reentrant_generator = bound_generator  # type: ignore[assignment]
-    checkpointing.CheckpointFunction = WithoutReentry  # type: ignore[misc, assignment]
+    """While open, checkpointed regions of this thread remember `state`'s task for their recomputation."""
+    _here.states.append(state)
+    _wrap(1)
     try:
         yield
     finally:
-        checkpointing._checkpoint_without_reentrant_generator = generator
-        checkpointing.CheckpointFunction = function  # type: ignore[misc]
+        _wrap(-1)
+        last = max(at for at, each in enumerate(_here.states) if each is state)
+        del _here.states[last]
+
+
+def _wrap(change: int) -> None:
+    """Count a block that opens or closes: torch's functions are wrapped from the first to the last."""
+    global _open
+    with _lock:
+        if _open == 0:
+            _torch.update({name: getattr(checkpointing, name) for name in (GENERATOR, FUNCTION)})
+        _open += change
+        wrapped = {GENERATOR: _bound_generator, FUNCTION: _WithoutReentry} if _open else _torch
+        for name, function in wrapped.items():
+            setattr(checkpointing, name, function)
+
+
+def _bound_generator(region: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return _torch[GENERATOR](functools.reduce(_bind, _here.states, region), *args, **kwargs)
+
+
+class _WithoutReentry:
+    @staticmethod
+    def apply(region: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        if not _here.states:  # the block is another thread's
+            return _torch[FUNCTION].apply(region, preserve_rng_state, *args)
+        return checkpointing.checkpoint(region, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
 
 
 def _bind(function: Callable[..., Any], state: SharedState) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from smat_peft.experts.router import Router
@@ -36,7 +36,6 @@ class SMATRouter(nn.Module, BaseTunerLayer):
     smat_router: Any  # nn.ModuleDict: adapter -> Router
     active_adapters: list[str]
     set_adapter: Callable[..., None]
-    merged_adapters: list[str]
     frozen_peft_weight_names: dict[str, tuple[str, ...]]
     _move_adapter_to_device_of_base_layer: Callable[..., None]
 
@@ -46,7 +45,6 @@ class SMATRouter(nn.Module, BaseTunerLayer):
         self.state = state
         self.smat_router = nn.ModuleDict()
         self.frozen_peft_weight_names = {}
-        self.merged_adapters = []
         self._disable_adapters = False
         self.in_features = self.out_features = None
         setattr(state.root, self.CHILD, self)
@@ -105,10 +103,13 @@ class SMATRouter(nn.Module, BaseTunerLayer):
         if router is not None:
             router.requires_grad_(True)
 
+    @property
+    def merged_adapters(self) -> list[str]:
+        """Those that layers have merged."""
+        return list(dict.fromkeys(name for layer in self.state.layers for name in layer.merged_adapters))
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Note that the layers are merged."""
-        self.merged_adapters.extend(check_adapters_to_merge(self, adapter_names))
+        """Nothing: the router changes no weight."""
 
     def unmerge(self) -> None:
-        """Note that the layers are no longer merged."""
-        self.merged_adapters.clear()
+        """Nothing, likewise."""

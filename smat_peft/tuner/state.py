@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ class Task:
         reusable: Whether the next task may be written to these tensors: nobody else has them.
     """
 
-    weights: Mapping[str, Tensor]
+    weights: dict[str, Tensor]
     adapter: str
     reusable: bool = False
 

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from smat_peft.errors import ConfigurationError, DataError
+from smat_peft.errors import ConfigurationError
 from smat_peft.experts.compiled import COUNTS, Count, Merge, compile_passes
-from smat_peft.experts.prototypes import class_means
+from smat_peft.experts.prototypes import class_means, require_every_class
 from smat_peft.experts.router import ExpertWeights, even_weights
 from smat_peft.tuner.adapters import (
     active_adapter,
+    active_feature,
     adapter_config,
     adapter_gates,
     adapter_router,
@@ -36,7 +37,7 @@ def features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """Features `[N, D]` of images `[N, 3, H, W]` with the weights in force; a plain backbone's with its own."""
     if not has_experts(model):
         return extract_features(model, pixel_values)
-    return extract_features(state_of(model).root, pixel_values, adapter_config(model).feature)
+    return extract_features(state_of(model).root, pixel_values, active_feature(model))
 
 
 def even_mix(model: nn.Module) -> ExpertWeights:
@@ -165,9 +166,7 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, keep_gates:
         DataError: A class between two others has no image.
     """
     state, adapter_name = unmerged_state(model), active_adapter(model)
-    empty = torch.nonzero(torch.bincount(labels) == 0).flatten().tolist()
-    if empty:
-        raise DataError(f"labels must be 0 to C-1, and no image has label {empty[0]}")
+    require_every_class(labels)
     if adapter_router(model) is None:
         weights = even_mix(model)
     else:

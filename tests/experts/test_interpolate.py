@@ -15,14 +15,12 @@ from smat_peft.experts.gates import (
     TRAIN_TEMPERATURE,
     GateGranularity,
     gate_shape,
-    gate_values,
 )
 from smat_peft.experts.interpolate import (
     interpolate,
     interpolate_many,
     interpolate_tasks,
     merge_many_into,
-    mixed_gates,
 )
 
 SHAPES = [(), (7,), (1, 3, 4), (5, 4), (6, 3, 2, 2)]
@@ -142,12 +140,6 @@ def test_nothing_but_the_inputs_themselves_is_kept_for_the_backward_pass() -> No
         interpolate(*tensors, 1.0)
     assert kept
     assert {tensor.data_ptr() for tensor in kept} <= {tensor.data_ptr() for tensor in tensors}
-
-
-def test_the_merged_mask_is_the_weighted_mean_of_the_gates() -> None:
-    gates, weights = torch.randn(3, 5, 4), torch.tensor([0.5, 0.25, 0.25])
-    values = gate_values(gates, 1.0)
-    torch.testing.assert_close(mixed_gates(gates, weights, 1.0), values[0] / 2 + values[1] / 4 + values[2] / 4)
 
 
 def test_many_parameters_at_once_are_each_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 
 from smat_peft import SMATConfig
-from smat_peft.errors import ConfigurationError
+from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.few_shot import Adaptation, adapt_to_support, classify_queries, fine_tuning
 from smat_peft.few_shot.adaptation import classify_episode
 from smat_peft.tuner import tasks
@@ -267,11 +267,31 @@ def test_one_call_for_an_episode_gives_what_two_give(smat_vit, kind):
     queries, _ = task_images(1)
     adaptation = Adaptation(kind, steps=2)
     with torch.inference_mode():
-        support = support.clone()  # as where images are made in this mode
+        support, labels = support.clone(), labels.clone()  # as where images are made in this mode
         logits, weights = classify_episode(smat_vit, support, labels, queries, adaptation=adaptation)
     task = adapt_to_support(smat_vit, support, labels, adaptation=adaptation)
     torch.testing.assert_close(logits, classify_queries(smat_vit, task, queries), rtol=0, atol=1e-5)
     torch.testing.assert_close(weights, task.expert_weights)
+
+
+def test_a_class_without_an_image_is_refused(make_vit, smat_vit):
+    support, labels = task_images(0)
+    gap = torch.where(labels == 1, 0, labels)
+    for model in (make_vit(), smat_vit):
+        with pytest.raises(DataError, match="no image has label 1"):
+            adapt_to_support(model, support, gap)
+        with pytest.raises(DataError, match="no image has label 1"):
+            classify_episode(model, support, gap, support)
+
+
+def test_where_adapters_are_disabled_no_expert_is_mixed(make_vit, smat_vit):
+    support, labels = task_images(0)
+    expected, _ = classify_episode(make_vit(), support, labels, support)
+    with smat_vit.disable_adapter():
+        logits, weights = classify_episode(smat_vit, support, labels, support)
+    assert weights is None
+    torch.testing.assert_close(logits, expected)
+    assert not torch.allclose(classify_episode(smat_vit, support, labels, support)[0], expected, atol=1e-2)
 
 
 def test_a_model_can_be_fine_tuned_while_it_runs_with_a_task_that_has_a_gradient(smat_vit):

@@ -1,6 +1,10 @@
 """FewShotClassifier: scikit-learn's protocol, a model that never changes, and clear errors."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,6 +143,31 @@ def test_two_classifiers_on_one_model_do_not_disturb_each_other(model, transform
     second = FewShotClassifier(model, transform).fit(queries[0][:8], queries[1][:8])
     second.predict(queries[0])
     np.testing.assert_array_equal(first.predict_proba(queries[0]), alone)
+
+
+def test_threads_that_share_a_model_wait_for_each_other(model, transform, examples, queries):
+    settings = {"adaptation": "full", "steps": 3, "learning_rate": 0.01}
+    both = [FewShotClassifier(model, transform, **settings, seed=seed).fit(*examples) for seed in (0, 1)]
+    alone = [each.predict_proba(queries[0]) for each in both]
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    barrier = threading.Barrier(2)
+
+    def meet(*_):  # where they could be inside at the same time, they are
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait(0.5)
+
+    handle = next(model.children()).register_forward_pre_hook(meet)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda each: each.predict_proba(queries[0]), both))
+    handle.remove()
+    np.testing.assert_array_equal(found, alone)
+
+
+def test_an_adapter_of_another_method_takes_images_of_another_size(make_vit, transform, examples):
+    model = get_peft_model(make_vit(), LoraConfig(target_modules=["q_proj"]))
+    larger = replace(transform, size=(32, 32), resize=None)
+    plain = FewShotClassifier(make_vit(), larger).fit(*examples).predict_proba(examples[0])
+    np.testing.assert_allclose(FewShotClassifier(model, larger).fit(*examples).predict_proba(examples[0]), plain)
 
 
 def test_experts_make_a_difference(smat_vit, make_vit, transform, examples, queries):

@@ -43,6 +43,20 @@ def test_a_loaded_classifier_gives_equal_probabilities(
     assert {name: after.get_params()[name] for name in named} == named
 
 
+def test_numpy_s_numbers_are_saved_as_numbers(make_vit, transform, examples, tmp_path):
+    settings = {"steps": np.int64(3), "learning_rate": np.float32(0.5), "augment": np.bool_(False)}
+    FewShotClassifier(make_vit(), transform).fit(*examples).set_params(**settings).save(tmp_path)
+    assert {name: FewShotClassifier.load(tmp_path, make_vit()).get_params()[name] for name in settings} == settings
+
+
+def test_a_setting_that_cannot_be_written_leaves_the_classifier_that_was_there(fitted, folder, queries):
+    before = fitted.predict_proba(queries[0])
+    fitted.verbose = object()
+    with pytest.raises(TypeError):
+        fitted.save(folder)
+    np.testing.assert_array_equal(FewShotClassifier.load(folder).predict_proba(queries[0]), before)
+
+
 @pytest.mark.parametrize("labels", [["é", "b", "c"], [3, -2, 7], [0.5, 1.5, 2.5]])
 def test_labels_come_back_as_they_were(make_vit, transform, examples, tmp_path, labels):
     model = make_vit()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +61,29 @@ def test_a_later_gradient_is_taken_under_the_autocast_of_the_first() -> None:
         values = immediate(product, tensors, lambda: tensors, 1.0)
     values[1].backward()
     assert types == [torch.bfloat16] * 2
+
+
+def test_no_leaf_outlives_its_losses_under_autocast() -> None:
+    alive = []
+
+    def product(leaves: list[Tensor]) -> Tensor:
+        alive.extend(weakref.ref(leaf) for leaf in leaves)
+        return (leaves[0] @ leaves[1]).sum()[None]
+
+    tensors = [torch.randn(4, 4).requires_grad_() for _ in range(2)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = immediate(product, tensors, lambda: tensors, 1.0)
+        assert [leaf() for leaf in alive] == [None, None]
+    values.sum().backward()
+
+
+def test_losses_of_other_weights_are_not_rounded_under_autocast() -> None:
+    tensors, weights = [tensor.detach().float().requires_grad_() for tensor in leaves()], torch.tensor([0.3, 0.7, 0.1])
+    expected = torch.autograd.grad(losses(tensors) @ weights, tensors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = immediate(losses, tensors, lambda: tensors, 1.0)
+    for found, wanted in zip(torch.autograd.grad(values, tensors, weights), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_a_tensor_that_no_loss_depends_on_has_a_gradient_of_zero() -> None:

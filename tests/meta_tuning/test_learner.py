@@ -266,3 +266,12 @@ def test_validation_leaves_the_learner_as_it_was(make_learner: Any) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
     after = learner([noise_episode(1)])
     assert {name: term.item() for name, term in after.items()} == {name: term.item() for name, term in terms.items()}
+
+
+def test_a_backbone_in_double_precision_learns_in_it(make_learner: Any, make_vit: Any) -> None:
+    learner = make_learner(make_vit().double())
+    episode = noise_episode(0)
+    doubled = Episode(episode.support.double(), episode.support_labels, episode.query.double(), episode.query_labels)
+    expected = make_learner()([episode])
+    for name, term in learner([doubled]).items():
+        torch.testing.assert_close(term.float(), expected[name], rtol=1e-4, atol=1e-5)

@@ -268,6 +268,19 @@ def test_the_learning_rate_rises_then_falls_to_nothing(make_trainer: Any) -> Non
     assert all(a > b for a, b in itertools.pairwise(factors[10:]))
 
 
+def test_after_the_end_of_the_schedule_nothing_is_learned(make_trainer: Any) -> None:
+    trainer = make_trainer(max_steps=100, warmup_steps=10, lr_decay_steps=40)
+    assert [trainer.learning_rate_factor(step) for step in (39, 40, 70, 100)] == pytest.approx([2.74e-3, 0, 0, 0], 1e-2)
+    with pytest.raises(ConfigurationError, match="--lr_decay_steps must be above the 10 of the warm-up, got 10"):
+        make_trainer(max_steps=100, lr_decay_steps=10)
+
+
+def test_a_trainer_of_no_update_leaves_the_router_as_it_is(make_trainer: Any) -> None:
+    trainer = make_trainer(max_steps=0)
+    assert trainer.learner.config.router_temperature_episodes == SMATConfig().router_temperature_episodes
+    assert trainer.learner.router.temperature_episodes == SMATConfig().router_temperature_episodes
+
+
 def test_the_temperature_falls_over_its_share_of_the_run_and_is_saved_with_the_adapter(make_trainer: Any) -> None:
     trainer = make_trainer(max_steps=50, temperature_ratio=0.36)
     assert trainer.learner.config.router_temperature_episodes == 36

@@ -129,7 +129,12 @@ def by_other_memory(gates: Tensor) -> None:
     gates.data = gates.data + 1.0
 
 
-@pytest.mark.parametrize("change", [in_place, by_other_memory])
+def by_a_fused_optimiser(gates: Tensor) -> None:
+    gates.grad = torch.full_like(gates, -1.0)
+    torch.optim.SGD([gates], lr=1.0, fused=True).step()
+
+
+@pytest.mark.parametrize("change", [in_place, by_other_memory, by_a_fused_optimiser])
 @torch.no_grad()
 def test_kept_gates_are_evaluated_again_when_the_gates_change(model: PeftModel, change: Any) -> None:
     model.adapt(*support(1), keep_gates=True)

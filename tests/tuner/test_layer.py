@@ -1,8 +1,9 @@
-"""Calls of a layer that are cut off or overlap, and merging piece by piece."""
+"""Calls of a layer that are cut off or overlap, merging piece by piece, and changes of type."""
 
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.adapters import smat_layers
+from tests.tuner.backbones import BACKBONES, task_images
 
 
 class Owner(nn.Module):
@@ -115,3 +117,60 @@ def test_unmerging_after_a_change_of_type_gives_the_new_type_back() -> None:
     model.unmerge_adapter()
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert torch.equal(model.get_base_model().scale, own.bfloat16())
+
+
+@torch.no_grad()
+def test_a_model_on_a_task_changes_type_with_it(make_vit: Any) -> None:
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=2, init_weights=False)).eval()
+    images, labels = task_images(0)
+    model.adapt(images, labels)
+    expected = model.features(images)
+    torch.testing.assert_close(model.double().features(images.double()).float(), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_an_adapter_adds_is_the_same_while_it_is_merged() -> None:
+    model = adapted()
+    linear = model.get_base_model().linear
+    for weights in (torch.tensor([0.9, 0.1]), {}, None):
+        with nullcontext() if weights is None else model.task(weights):
+            alone = linear.get_delta_weight("default")
+            assert bool(alone.any()) == (weights != {})
+            model.merge_adapter()
+            torch.testing.assert_close(linear.get_delta_weight("default"), alone)
+            model.unmerge_adapter()
+
+
+@torch.no_grad()
+def test_a_call_without_adapters_unmerges_the_model_and_peft_is_told_so(make_vit: Any) -> None:
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=2, init_weights=False)).eval()
+    model.merge_adapter()
+    assert model.get_model_status().merged_adapters == ["default"]
+    with model.disable_adapter():
+        model(task_images(0)[0])
+    assert model.get_model_status().merged_adapters == []
+
+
+@torch.no_grad()
+def test_features_are_taken_with_all_active_adapters_where_they_agree_on_which(make_vit: Any) -> None:
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=2, init_weights=False, feature="cls")).eval()
+    for name, feature in (("second", "cls"), ("third", "mean")):
+        model.add_adapter(name, SMATConfig(num_experts=2, init_weights=False, feature=feature))
+    images, _ = task_images(0)
+    model.base_model.set_adapter(["default", "second"])
+    torch.testing.assert_close(model.features(images), model(images).last_hidden_state[:, 0])
+    model.base_model.set_adapter(["default", "third"])
+    with pytest.raises(ConfigurationError, match="different features, cls and mean"):
+        model.features(images)
+
+
+@torch.no_grad()
+def test_convolutions_may_change_their_memory_format() -> None:
+    backbone = BACKBONES["resnet"]
+    model, (images, labels) = backbone.adapted(), task_images(0)
+    model.adapt(images, labels)
+    expected = model.features(images)
+    model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model.features(images), expected)
+    model.adapt(images, labels)
+    torch.testing.assert_close(model.features(images), expected)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from comparison.jobs import add_jobs, in_processes, threads_of
-from comparison.measuring import Look, take_look
+from comparison.measuring import Look, refuse_other_counts, take_look
 from comparison.reporting import report
 from comparison.rows import QUICK_ROWS, ROWS
 from comparison.suite import freeze
@@ -32,7 +32,9 @@ QUICK = {"rows": list(QUICK_ROWS), "seeds": 1, "episodes": 50, "tuned_seeds": 0}
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, train, look, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, three rows, few updates, no search")
+    parser.add_argument(
+        "--quick", action="store_true", help="by default one seed, three rows and few episodes; few updates, no search"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="training seeds of each row")
     parser.add_argument("--episodes", type=int, default=300, help="episodes of each domain, by prototypes")
     parser.add_argument("--tuned_seeds", type=int, default=3, help="seeds that are looked at with gradient steps, too")
@@ -50,14 +52,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/compare, or outputs/compare-quick")
     parser.add_argument("--results_dir", type=Path, help="where records go; docs/results, or results in --runs_dir")
     parser.add_argument("--only_report", action="store_true", help="report on the records that are there")
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**QUICK)
     arguments = parser.parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update(QUICK)
     arguments.runs_dir = arguments.runs_dir or Path("outputs/compare-quick" if arguments.quick else "outputs/compare")
     results = arguments.results_dir or (arguments.runs_dir / "results" if arguments.quick else Path("docs/results"))
     if not arguments.only_report:
+        study = Study(arguments, results)
+        refuse_other_counts(results, study.episodes())
         freeze(results)
-        compare(Study(arguments, results), arguments.jobs)
+        compare(study, arguments.jobs)
     print(report(results))
 
 

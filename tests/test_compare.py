@@ -17,9 +17,9 @@ import pytest
 import compare
 from comparison import jobs, training
 from comparison.ledger import LEDGER
-from comparison.measuring import Look, take_look
+from comparison.measuring import Look, records_folder, refuse_other_counts, take_look
 from comparison.reporting import reached_sooner, read_all, report
-from comparison.rows import CLAIMS, DENSE, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, TAUGHT, WISE
+from comparison.rows import CLAIMS, DENSE, FIVE_SHOT, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, TAUGHT, WISE
 from comparison.runs import merged
 from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
@@ -94,7 +94,7 @@ def look_at(compared: Study, name: str, seed: int) -> None:
                 for domain in names
                 for index in range(look.episodes)
             ]
-            write_records(look.records(compared.results), Evaluation(everything))
+            write_records(records_folder(compared.results, look.kind), Evaluation(everything))
 
 
 def test_a_run_whose_looks_are_taken_is_known_without_its_folder(tmp_path: Path) -> None:
@@ -131,19 +131,17 @@ def test_an_adapter_that_is_gone_is_trained_again_for_a_look_and_for_what_is_mad
     assert [run.name for run in more.trainings(0)] == ["seed-0/smat"]
 
 
-def test_looks_at_fewer_episodes_than_are_wanted_are_taken_again(tmp_path: Path) -> None:
-    compared = study(tmp_path, quick=True)
+def test_records_of_another_number_of_episodes_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+    compared = study(tmp_path)
     look_at(compared, DENSE, 0)
-    assert not compared.looks(DENSE, 0)
-    compared.arguments.episodes += 1
-    assert len(compared.looks(DENSE, 0)) == 1
-
-
-def test_records_of_fewer_episodes_give_way_to_the_look_that_is_wanted(tmp_path: Path) -> None:
-    take_look(Look(BACKBONE, None, None, "prototype", 1), tmp_path, 1)
-    more = Look(BACKBONE, None, None, "prototype", 2)
-    take_look(more, tmp_path, 1)
-    assert more.is_taken(tmp_path)
+    refuse_other_counts(compared.results, compared.episodes())
+    compared.arguments.tuned_episodes += 1
+    with pytest.raises(SystemExit, match=r"dense-PMF-full-seed0\.parquet holds 2 episodes .* 3 are wanted: ask for 2"):
+        refuse_other_counts(compared.results, compared.episodes() | {FIVE_SHOT: 2})
+    compared.arguments.tuned_seeds = 0
+    refuse_other_counts(compared.results, compared.episodes())
+    with pytest.raises(SystemExit, match="4 are wanted"):
+        compare.main(["--episodes", "4", "--tuned_seeds", "0", "--results_dir", str(compared.results)])
 
 
 def in_threads(workers: int, *_: Any, **__: Any) -> ThreadPoolExecutor:
@@ -231,7 +229,8 @@ def test_a_claim_is_judged_by_the_interval_of_the_difference(difference: float, 
 
 
 def test_one_lost_comparison_loses_a_claim_and_one_that_is_missing_leaves_it_open() -> None:
-    measured = {(name, "prototype"): records(name, value, [0]) for name, value in (("a", 0.6), ("b", 0.5), ("c", 0.9))}
+    accuracies = {"a": 0.6, "b": 0.5, "c": 0.9}
+    measured = {(name, "prototype"): records(name, value, [0, 1]) for name, value in accuracies.items()}
     won, lost, missing = (Contrast("a", other, "id") for other in ("b", "c", "d"))
     assert judge(Claim("", [won]), measured).verdict == "holds"
     assert judge(Claim("", [won, missing]), measured).verdict is None
@@ -314,18 +313,12 @@ def test_a_level_is_reached_sooner_if_it_is_so_for_the_seeds() -> None:
         return row, seed, {"curve": [(80 * (at + 1), each) for at, each in enumerate(accuracies)]}
 
     dense = [run(DENSE, 0, 0.6, 0.7, 0.8), run(DENSE, 1, 0.5, 0.8, 0.7)]
-    soon = reached_sooner([*dense, run(SMAT, 0, 0.7, 0.8, 0.1), run(SMAT, 1, 0.7, 0.7, 0.7)])
-    assert soon is not None
-    assert soon[0].per_seed == (80, 80)
-    assert soon[1] == "holds"
-    once = reached_sooner([*dense, run(SMAT, 0, 0.8, 0.1, 0.1), run(SMAT, 1, 0.1, 0.7, 0.7)])
-    assert once is not None
-    assert once[0].per_seed == (160, 0)
-    assert once[1] == "undecided"
-    never = reached_sooner([*dense[:1], run(SMAT, 0, 0.1, 0.1, 0.1)])
-    assert never is not None
-    assert never[0].per_seed == (-80,)
-    assert never[1] == "does not hold"
+    assert reached_sooner([*dense, run(SMAT, 0, 0.7, 0.8, 0.1), run(SMAT, 1, 0.7, 0.7, 0.7)]) == ([80, 80], "holds")
+    once = [run(SMAT, 0, 0.8, 0.1, 0.1), run(SMAT, 1, 0.1, 0.7, 0.7)]
+    assert reached_sooner([*dense, *once]) == ([160, 0], "undecided")
+    assert reached_sooner([*dense, once[0], run(SMAT, 1, 0.1, 0.1, 0.1)]) == ([160, None], "undecided")
+    never = [run(SMAT, seed, 0.1, 0.1, 0.1) for seed in (0, 1)]
+    assert reached_sooner([*dense, *never]) == ([None, None], "does not hold")
     assert reached_sooner(dense) is None
 
 

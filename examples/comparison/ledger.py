@@ -60,9 +60,9 @@ class Ledger:
                 yield rows[slug], int(folder.removeprefix(SEED)), figures
 
     def trials(self, row: str) -> dict[float, dict[str, Any]]:
-        """Figures of the trials of a row's learning rate."""
-        names = {rate: trial_name(row, rate) for rate in ROWS[row].rates}
-        return {rate: self.runs[name] for rate, name in names.items() if name in self.runs}
+        """Figures of the trials of a row's learning rate, those among them that are no longer made."""
+        folder = trial_name(row, 0).removesuffix("0")
+        return {float(name.removeprefix(folder)): run for name, run in self.runs.items() if name.startswith(folder)}
 
     def figures(self, name: str) -> dict[str, Any] | None:
         """What a run wrote down, as far as it is kept; None for one that is not done."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,32 +70,44 @@ class Look:
             return (self.name, SMAT_EVEN, SMAT_MEAN)
         return (self.name,) if self.folder or self.adaptation.takes_steps else (self.name, REGRESSION)
 
-    def records(self, results: Path) -> Path:
-        """The folder of its records."""
-        return results / self.kind.replace(" ", "-")
-
     def is_taken(self, results: Path) -> bool:
-        """Whether all of its records are there."""
-        return all(file.is_file() and self.holds_all(file) for file in self.files(results))
+        """Whether its records are there."""
+        return all(file.is_file() for file in self.files(results))
 
     def files(self, results: Path) -> list[Path]:
         """Where its records are, or will be."""
-        folder, kind = self.records(results), self.adaptation.kind
+        folder, kind = records_folder(results, self.kind), self.adaptation.kind
         return [record_file(folder, predictor, self.seed, kind) for predictor in self.predictors]
 
-    def holds_all(self, file: Path) -> bool:
-        """Whether a file holds as many records as are wanted."""
-        return bool(parquet.read_metadata(file).num_rows == self.episodes * sum(map(len, ROLES.values())))
+
+def refuse_other_counts(results: Path, wanted: Mapping[str, int]) -> None:
+    """Refuse records of another number of episodes than is wanted: they could not be paired with those to come.
+
+    Args:
+        results: Where records are kept.
+        wanted: Episodes of each domain, by adaptation.
+
+    Raises:
+        SystemExit: There are some; it says where, and how many episodes they have.
+    """
+    domains = sum(map(len, ROLES.values()))
+    for kind, episodes in wanted.items():
+        for file in sorted(records_folder(results, kind).glob("*.parquet")):
+            found = parquet.read_metadata(file).num_rows // domains
+            if found != episodes:
+                raise SystemExit(
+                    f"error: {file} holds {found} episodes of each domain, and {episodes} are wanted: ask for {found}, "
+                    "choose another --results_dir, or delete all records of that adaptation"
+                )
+
+
+def records_folder(results: Path, kind: str) -> Path:
+    """Where the records by an adaptation are kept."""
+    return results / kind.replace(" ", "-")
 
 
 def take_look(look: Look, results: Path, threads: int) -> None:
-    """Evaluate on all domains and keep the records in a folder of `results`.
-
-    What was measured before is not measured again; records of another number of episodes give way.
-    """
-    for file in look.files(results):
-        if file.is_file() and not look.holds_all(file):
-            file.unlink()
+    """Evaluate on all domains and keep the records in a folder of `results`; what was measured is not again."""
     torch.set_num_threads(threads)
     model, transform = load_model(DEMO_BACKBONE, look.folder), load_image_transform(DEMO_BACKBONE)
     domains = [
@@ -123,7 +135,7 @@ def take_look(look: Look, results: Path, threads: int) -> None:
         rate_selection="validation" if takes_steps else "given",
         validation=validation,
         training_seed=look.seed,
-        output_dir=look.records(results),
+        output_dir=records_folder(results, look.kind),
         progress=False,
         **shape,
     )

@@ -14,9 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
+from comparison.calibration import calibration_table
 from comparison.ledger import Ledger, best_rate, run_name, selection_score
+from comparison.measuring import records_folder
 from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN, STEPS, TITLES, WAYS
 from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.episodes.builtin import KINDS
 from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
 from smat_peft.evaluation.claims import Judgement, Measured, judge
 from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
@@ -33,10 +36,18 @@ COLOURS: dict[Role, str] = {"id": BLUE, "dev_ood": ORANGE, "test_ood": VERMILION
 
 
 class ToBackbone(NamedTuple):
-    """A row minus the backbone: on average over the domains of a role, and on each domain."""
+    """A row minus the backbone: on average over the domains of a role, on each, and on test-OOD without textures."""
 
     roles: dict[Role, Interval]
     domains: dict[str, Interval]
+    without_textures: Interval
+
+
+class Sooner(NamedTuple):
+    """By how many training tasks SMAT is sooner with each seed, None where it never gets there; and the verdict."""
+
+    gains: list[int | None]
+    verdict: Verdict
 
 
 Differences = Mapping[tuple[str, str], ToBackbone]
@@ -60,6 +71,7 @@ def report(results: Path) -> str:
         parts += [f"### {_title(kind, measured)}", averages_table(kind, measured, differences, ledger)]
     if "prototype" in kinds:
         parts += ["### Per domain, by prototypes", domains_table(measured, differences)]
+        parts += ["### Probabilities, by prototypes", calibration_table(results / "prototype", _place)]
     if any(ledger.trials(row) for row in ROWS):
         parts += ["### Learning rates that were tried", trials_table(ledger)]
     text = "\n\n".join(parts) + "\n"
@@ -75,7 +87,7 @@ def read_all(results: Path) -> Measured:
     """The records of every look, by row and adaptation."""
     measured: dict[tuple[str, str], list[Record]] = {}
     for kind in SHOTS:
-        folder = results / kind.replace(" ", "-")
+        folder = records_folder(results, kind)
         for record in read_records(folder).records if any(folder.glob("*.parquet")) else ():
             measured.setdefault((record.predictor, kind), []).append(record)
     return {key: measured[key] for key in sorted(measured, key=lambda key: (list(SHOTS).index(key[1]), _place(key[0])))}
@@ -85,14 +97,14 @@ def to_backbone(records: Iterable[Record], backbone: Iterable[Record]) -> ToBack
     """All intervals of a row."""
     paired = pair_records(records, backbone)
     roles = {role: paired.interval(paired.domains(role)) for role in ROLE_TITLES}
-    return ToBackbone(roles, {domain: paired.interval(domain) for domain in paired.roles})
+    others = [domain for domain in paired.domains("test_ood") if domain not in KINDS["textures"]]
+    return ToBackbone(roles, {domain: paired.interval(domain) for domain in paired.roles}, paired.interval(others))
 
 
-def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> tuple[Interval, Verdict] | None:
-    """By how many training tasks SMAT is sooner at the accuracy that dense meta-tuning ends with, and the verdict.
+def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> Sooner | None:
+    """By how many training tasks SMAT is sooner at the accuracy that dense meta-tuning ends with, seed by seed.
 
-    On validation classes of the training domains, seed by seed. A level that is never reached counts as reached one
-    validation after the end.
+    On validation classes of the training domains. Where SMAT reaches the level with some seeds only, no mean says it.
     """
     curves = {(row, seed): figures["curve"] for row, seed, figures in runs}
     seeds = [seed for name, seed in curves if name == DENSE and (SMAT, seed) in curves]
@@ -102,18 +114,19 @@ def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> tuple[Int
     for seed in seeds:
         level = curves[DENSE, seed][-1][1]
         ours, theirs = (_tasks_until(curves[name, seed], level) for name in (SMAT, DENSE))
-        gains.append(theirs - ours)
-    paired = PairedDifferences(tuple(seeds), {"tasks": "id"}, {"tasks": np.array(gains, float)[:, None]})
-    interval = paired.interval("tasks")
-    return interval, verdict(interval)
+        gains.append(None if ours is None or theirs is None else theirs - ours)
+    reached = [gain for gain in gains if gain is not None]
+    if reached == gains:
+        paired = PairedDifferences(tuple(seeds), {"tasks": "id"}, {"tasks": np.array(gains, float)[:, None]})
+        return Sooner(gains, verdict(paired.interval("tasks")))
+    return Sooner(gains, "undecided" if any(gain > 0 for gain in reached) else "does not hold")
 
 
-def _tasks_until(curve: Sequence[tuple[int, float]], level: float) -> int:
-    every = curve[0][0]
-    return next((tasks for tasks, accuracy in curve if accuracy >= level), curve[-1][0] + every)
+def _tasks_until(curve: Sequence[tuple[int, float]], level: float) -> int | None:
+    return next((tasks for tasks, accuracy in curve if accuracy >= level), None)
 
 
-def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdict] | None) -> str:
+def claims_table(judgements: Sequence[Judgement], sooner: Sooner | None) -> str:
     """A line for each claim: the verdict, and the differences that it is made of."""
     rows = [
         [
@@ -124,9 +137,8 @@ def claims_table(judgements: Sequence[Judgement], sooner: tuple[Interval, Verdic
         for judgement in judgements
     ]
     if sooner is not None:
-        interval, reached = sooner
-        tasks = f"{interval.mean:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}] training tasks sooner"
-        rows.append([f"SMAT sooner at the level of {DENSE} on ID", reached, tasks])
+        by = ", ".join("never there" if gain is None else f"{gain:+d}" for gain in sooner.gains)
+        rows.append([f"SMAT sooner at the level of {DENSE} on ID", sooner.verdict, f"in training tasks, by seed: {by}"])
     return render_table(["claim", "verdict", "SMAT minus, in points, with 95 % interval"], rows, "<<<", "markdown")
 
 
@@ -137,7 +149,8 @@ def _seeds(interval: Interval) -> str:
 
 def averages_table(kind: str, measured: Measured, differences: Differences, ledger: Ledger) -> str:
     """A line for each row: averages over the domains of a role, and their differences to the backbone."""
-    header = ["", *(part for title in ROLE_TITLES.values() for part in (title, "to backbone")), "seeds"]
+    header = ["", *(part for title in ROLE_TITLES.values() for part in (title, "to backbone"))]
+    header += ["without textures", "seeds"]
     header += ["rate of steps"] if kind in STEPS else ABOUT
     rows = []
     for name, records in ((key[0], records) for key, records in measured.items() if key[1] == kind):
@@ -146,6 +159,7 @@ def averages_table(kind: str, measured: Measured, differences: Differences, ledg
             cells.append(f"{100 * average(records, role):.1f}")
             of_row = differences.get((name, kind))
             cells.append("" if of_row is None else format_interval(of_row.roles[role]))
+        cells.append("" if of_row is None else format_interval(of_row.without_textures))
         cells.append(str(len({record.seed for record in records} - {None}) or ""))
         cells += [_rates(records)] if kind in STEPS else _about(name, ledger)
         rows.append(cells)
@@ -174,9 +188,9 @@ def trials_table(ledger: Ledger) -> str:
     rows = []
     for row in ROWS:
         scores = {rate: selection_score(figures) for rate, figures in ledger.trials(row).items()}
-        cells = {rate: f"{rate:g}: {100 * score:.1f}" for rate, score in scores.items()}
-        if len(scores) == len(ROWS[row].rates):
-            best = best_rate(scores)
+        cells = {rate: f"{rate:g}: {100 * score:.1f}" for rate, score in sorted(scores.items())}
+        if scores.keys() >= set(ROWS[row].rates):
+            best = best_rate({rate: scores[rate] for rate in ROWS[row].rates})
             rows.append([row, ", ".join([*(cells | {best: f"**{cells[best]}**"}).values()])])
     return render_table(["", "learning rate: accuracy on validation classes and dev-OOD"], rows, "<<", "markdown")
 

@@ -96,6 +96,12 @@ class Study:
         looks = [Look(name, seed, folder, kind, count) for kind, count in self._kinds(name, seed)]
         return [look for look in looks if not look.is_taken(self.results)]
 
+    def episodes(self) -> dict[str, int]:
+        """Episodes of each domain by adaptation, of those that there are to be looks by."""
+        few = self.arguments.tuned_episodes
+        kinds = {kind: self.arguments.episodes if kind == "prototype" else few for kind in SHOTS}
+        return kinds if self.arguments.tuned_seeds else {"prototype": kinds["prototype"]}
+
     def rows(self) -> list[str]:
         """Names of the rows that are trained: those asked for, SMAT, and what they are made of."""
         rows = self.arguments.rows
@@ -117,11 +123,7 @@ class Study:
     def _kinds(self, name: str, seed: int | None) -> list[tuple[str, int]]:
         """Adaptations that a row's run is looked at by, and how many episodes of each domain."""
         tuned = name in (BACKBONE, *FINE_TUNED) and (seed or 0) < self.arguments.tuned_seeds
-        return [
-            (kind, self.arguments.episodes if kind == "prototype" else self.arguments.tuned_episodes)
-            for kind in SHOTS
-            if kind == "prototype" or tuned
-        ]
+        return [(kind, count) for kind, count in self.episodes().items() if kind == "prototype" or tuned]
 
     def _is_left(self, name: str, seed: int) -> bool:
         if self.ledger.figures(run_name(name, seed)) is None:

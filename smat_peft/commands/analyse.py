@@ -44,7 +44,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from smat_peft.assets import DEMO_BACKBONE
-from smat_peft.commands.checks import check_image_size, make_output_dir
+from smat_peft.commands.checks import check_image_size, make_output_dir, require_at_least
 from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.evaluate_inputs import add_domain_arguments, load_measured_domains
 from smat_peft.episodes.cache import ImageCache
@@ -210,9 +210,9 @@ def _run(text: str) -> tuple[str, Path]:
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.adapter is None and not arguments.runs and arguments.sweep is None:
         raise ConfigurationError("nothing to draw: name an ADAPTER, --runs or --sweep")
-    for name, least in (("episodes", 2), ("gradient_episodes", 2), ("ways", 2), ("shots", 1), ("queries", 1)):
-        if getattr(arguments, name) < least:
-            raise ConfigurationError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
+    require_at_least(arguments, 0, "seed")
+    require_at_least(arguments, 1, "shots", "queries")
+    require_at_least(arguments, 2, "episodes", "gradient_episodes", "ways")
     labels = [label for label, _ in arguments.runs]
     if len(set(labels)) < len(labels):
         raise ConfigurationError(f"--runs must have different labels, got {', '.join(labels)}")

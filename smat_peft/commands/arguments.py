@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from smat_peft.assets import DEMO_BACKBONE
-from smat_peft.commands.checks import check_trackers
+from smat_peft.commands.checks import check_trackers, require_at_least
 from smat_peft.commands.methods import METHODS
 from smat_peft.episodes.draws import DomainWeights
 from smat_peft.errors import ConfigurationError
@@ -89,9 +89,9 @@ class DataArguments:
     evaluation_seed: int = field(default=0, metadata={"help": "Seed of the test episodes."})
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 2, "ways", "evaluation_ways")
-        _require_at_least(self, 1, "shots", "evaluation_shots", "queries", "image_size")
-        _require_at_least(self, 0, "validation_episodes", "evaluation_episodes")
+        require_at_least(self, 2, "ways", "evaluation_ways")
+        require_at_least(self, 1, "shots", "evaluation_shots", "queries", "image_size")
+        require_at_least(self, 0, "validation_episodes", "evaluation_episodes")
         self.weights_of_domains()
 
     def weights_of_domains(self) -> DomainWeights:
@@ -125,7 +125,7 @@ class LaunchArguments:
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "threads")
+        require_at_least(self, 1, "threads")
         check_trackers(self.report_to)
 
 
@@ -179,10 +179,3 @@ class Arguments(NamedTuple):
     data: DataArguments
     launch: LaunchArguments
     sharing: SharingArguments
-
-
-def _require_at_least(arguments: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise ConfigurationError(f"--{name} must be at least {least}, got {value}")

@@ -22,6 +22,18 @@ from smat_peft.tuner.tasks import features
 LEFT_OUT = "left_out.txt"
 
 
+def require_at_least(arguments: object, least: int, *names: str) -> None:
+    """Refuse arguments below a number; those that are not given are let be.
+
+    Raises:
+        ConfigurationError: Names the first one.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigurationError(f"--{name} must be at least {least}, got {value}")
+
+
 def check_images(domains: Iterable[Domain]) -> None:
     """Open every image file of the domains, without decoding it: a file that is no image is seen at once.
 

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.commands.answers import Answers
-from smat_peft.commands.checks import check_image_size
+from smat_peft.commands.checks import check_image_size, require_at_least
 from smat_peft.commands.class_folders import FolderImages, read_examples, read_queries
 from smat_peft.commands.compare_methods import check_comparable, compare_methods
 from smat_peft.commands.console import HelpFormatter, number_or, run_command
@@ -153,8 +153,10 @@ def _check(arguments: argparse.Namespace) -> None:
             raise DataError(f"--{name} {file}: there is no folder {file.absolute().parent}")
         if file is not None and file.is_dir():
             raise DataError(f"--{name} {file} is a folder; name a file in it")
-    if arguments.batch_size < 1:
-        raise ConfigurationError(f"--batch_size must be at least 1, got {arguments.batch_size}")
+    require_at_least(arguments, 0, "seed")
+    require_at_least(arguments, 1, "batch_size")
+    if arguments.sheet is not None and arguments.sheet.suffix not in (".html", ".htm"):
+        raise ConfigurationError(f"--sheet {arguments.sheet}: the page is HTML; name it so, as in sheet.html")
     if arguments.reject_below is not None and not 0 <= arguments.reject_below <= 1:
         raise ConfigurationError(f"--reject_below must be a probability, got {arguments.reject_below}")
     if arguments.query_dir is None and arguments.reject_below is not None:

@@ -46,14 +46,16 @@ class Comparison:
             return 100 * paired_difference(self.correct[one], self.correct[other])[1]
 
         use = next(k for k in range(best + 1) if accuracy[best] - accuracy[k] <= (noise(best, k) if k != best else 0))
-        limit = noise(best, use) if use != best else max(noise(k, use) for k in range(len(accuracy)) if k != use)
-        images = f"with {count} images a difference below {limit:.1f} points is noise"
+        images = f"with {count} images a difference below {{:.1f}} points is noise"
         if use != best:
             gain = accuracy[best] - accuracy[use]
+            images = images.format(noise(best, use))
             return f"Use {self.methods[use]}: {self.methods[best]} is {gain:.1f} points better, but {images}."
         if use == 0:
+            images = images.format(max(noise(k, use) for k in range(1, len(accuracy))))
             return f"Use {self.methods[0]}: nothing is better, and {images}."
-        gain = accuracy[use] - accuracy[:use].max()
+        simpler = int(accuracy[:use].argmax())
+        gain, images = accuracy[use] - accuracy[simpler], images.format(noise(use, simpler))
         return f"Use {self.methods[use]}: it is {gain:.1f} points better than what is simpler, and {images}."
 
 

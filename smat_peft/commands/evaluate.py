@@ -27,7 +27,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from smat_peft.assets import DEMO_BACKBONE
-from smat_peft.commands.checks import check_image_size, list_left_out, make_output_dir
+from smat_peft.commands.checks import check_image_size, list_left_out, make_output_dir, require_at_least
 from smat_peft.commands.console import HelpFormatter, number_or, run_command
 from smat_peft.commands.evaluate_inputs import (
     add_domain_arguments,
@@ -58,8 +58,8 @@ from smat_peft.few_shot.learning_rate import default_learning_rate
 from smat_peft.files import replacing, write_text
 
 RECORDS, REPORT, TABLES, PICTURE = "records", "report.json", "report.md", "accuracies.png"
-BLIND = (
-    "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains).\n"
+BLIND = "Not looked at: test classes of the ID domains, and test-OOD domains (--look_at_test, --ood_domains)."
+OF_VALIDATION = (
     "ID figures are of validation classes, on which temperatures and rates are fitted, too, unless others are named "
     "(--validation_domains)."
 )
@@ -137,6 +137,11 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
     validation = FixedEpisodes(
         fitted_on, "validation", arguments.validation_episodes, transform=transform, cache=cache, **shape
     )
+    if not len(validation) and arguments.learning_rate == "validation" and set(arguments.adaptation) != {"prototype"}:
+        raise ConfigurationError(
+            "fine-tuning chooses its learning rate on validation episodes, and there are none: name --id_domains or "
+            "--validation_domains with enough classes, or give --learning_rate"
+        )
     make_output_dir(arguments.output_dir)
     if accelerator.is_main_process:
         list_left_out(arguments.output_dir, (entry.domain for entry in entries))
@@ -178,9 +183,9 @@ def _adaptation(kind: str, arguments: argparse.Namespace) -> tuple[Adaptation, R
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, least in (("episodes", 1), ("validation_episodes", 0), ("batch_size", 1)):
-        if getattr(arguments, name) < least:
-            raise ConfigurationError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
+    require_at_least(arguments, 0, "validation_episodes", "seed")
+    require_at_least(arguments, 1, "episodes", "shots", "queries", "batch_size")
+    require_at_least(arguments, 2, "ways")
     if arguments.manifest is not None and arguments.manifest_out is not None:
         raise ConfigurationError("--manifest takes episodes from a file, --manifest_out writes drawn ones: choose one")
     if arguments.manifest is not None and not arguments.manifest.is_file():
@@ -200,7 +205,8 @@ def _report(evaluations: dict[str, Evaluation], arguments: argparse.Namespace) -
         if routing is not None:
             parts.append(f"## routing\n\n{routing.table(style)}")
         if not looks_at_test(arguments):
-            parts.append(BLIND)
+            has_id = any("id" in evaluation.roles for evaluation in evaluations.values())
+            parts.append(f"{BLIND}\n{OF_VALIDATION}" if has_id else BLIND)
         return "\n\n".join(parts) + "\n"
 
     report = {

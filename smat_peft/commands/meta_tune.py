@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     recipes, words = leading_recipes(argv)
     if not recipes and not parser.parse_known_args(words)[0].train_domains:
         recipes = [DEMO_RECIPE]
-    ahead = [word for recipe in recipes for word in recipe_words(recipe, parser)]
+    ahead = recipe_words(recipes, parser)
     method = METHODS[parser.parse_known_args(ahead + words)[0].method]
     *parts, unknown = parser.parse_args_into_dataclasses(ahead + method.words + words, return_remaining_strings=True)
     if unknown:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Iterable, Sequence
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,24 @@ def leading_recipes(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
     return list(map(Path, recipes)), list(argv[len(recipes) :])
 
 
-def recipe_words(path: Path, parser: argparse.ArgumentParser) -> list[str]:
-    """A recipe as the words of a command line, so that the parser checks types and choices as it does for those.
+def recipe_words(paths: Iterable[Path], parser: argparse.ArgumentParser) -> list[str]:
+    """Recipes as the words of a command line, so that the parser checks types and choices as it does for those.
 
     Args:
-        path: Arguments as `name: value`, one a line. A value may be a list; `null` leaves an argument at its default.
+        paths: Arguments as `name: value`, one a line; what a later file says of an argument stands for what an earlier
+            one says. A value may be a list; `null`, or a list of nothing, leaves an argument at its default.
         parser: Knows the arguments.
 
     Raises:
-        ConfigurationError: The file is missing or no YAML, or holds an unknown argument or a value of a wrong type.
+        ConfigurationError: A file is missing or no YAML, or holds an unknown argument or a value of a wrong type.
     """
+    words: dict[str, list[str]] = {}
+    for path in paths:
+        words |= _words_of(path, parser)
+    return list(chain.from_iterable(words.values()))
+
+
+def _words_of(path: Path, parser: argparse.ArgumentParser) -> dict[str, list[str]]:
     if not path.is_file():
         raise ConfigurationError(f"there is no recipe {path}; give a YAML file, or arguments that begin with --")
     try:
@@ -42,9 +50,9 @@ def recipe_words(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     if unknown:
         raise ConfigurationError(f"{path} holds arguments that do not exist: {', '.join(unknown)}")
     try:
-        words = [word for name, value in recipe.items() for word in _words(actions[name], value)]
+        words = {name: _words(actions[name], value) for name, value in recipe.items()}
         parser.exit_on_error = False
-        parser.parse_known_args(words)
+        parser.parse_known_args(list(chain.from_iterable(words.values())))
     except argparse.ArgumentError as error:
         raise ConfigurationError(f"{path}: {error}") from error
     finally:

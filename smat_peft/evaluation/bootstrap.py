@@ -39,13 +39,6 @@ class Interval:
     draws: int
     bootstrap_seed: int
 
-    @property
-    def scope(self) -> str:
-        """What the interval speaks of, for a legend."""
-        if len(self.per_seed) == 1:
-            return "interval over episodes only: one training seed"
-        return f"interval over {len(self.per_seed)} training seeds and episodes"
-
 
 @dataclass(frozen=True, eq=False)
 class PairedDifferences:
@@ -70,9 +63,9 @@ class PairedDifferences:
 
         Training seeds are drawn with replacement, then episodes within each domain; the domains are fixed. All seeds
         saw the same episodes, and so they do in a draw: drawn anew for each seed, the luck of an episode that all of
-        them share would seem to average out. The spread between the means of few seeds, which a bootstrap makes too
-        narrow, is widened to that of Student's t (Hesterberg 2015, What Teachers Should Know About the Bootstrap, the
-        expanded percentile interval). With one seed there is nothing to say of others.
+        them share would seem to average out. The spread between the means of few seeds, and that of few episodes,
+        which a bootstrap makes too narrow, is widened to that of Student's t (Hesterberg 2015, What Teachers Should
+        Know About the Bootstrap, the expanded percentile interval). With one seed there is nothing to say of others.
 
         Args:
             domains: One domain or several.
@@ -90,24 +83,27 @@ class PairedDifferences:
         random = np.random.default_rng(seed)
         number = len(self.seeds)
         shares = random.multinomial(number, [1 / number] * number, size=draws) / number
-        widened = (_widening(number) - 1) * (shares - 1 / number)
+        seeds = 1 / number + _widening(number, number - 1) * (shares - 1 / number)
+        freedom = sum(self.values[name].shape[1] - 1 for name in names)
         drawn = np.zeros(draws)
         for name in names:
             values = self.values[name]
-            episodes = random.integers(values.shape[1], size=(draws, values.shape[1]))
-            drawn += np.take_along_axis(shares @ values, episodes, axis=1).mean(1) / len(names)
-            drawn += widened @ values.mean(1) / len(names)
+            count = values.shape[1]
+            episodes = random.integers(count, size=(draws, count))
+            mixed = shares @ values
+            luck = np.take_along_axis(mixed, episodes, axis=1).mean(1) - mixed.mean(1)
+            drawn += (seeds @ values.mean(1) + _widening(count, freedom) * luck) / len(names)
         per_seed = np.mean([self.values[name].mean(1) for name in names], axis=0)
         low, high = np.quantile(drawn, COVERAGE)
         return Interval(float(per_seed.mean()), float(low), float(high), tuple(per_seed.tolist()), draws, seed)
 
 
-def _widening(seeds: int) -> float:
-    """What the spread of so few seeds is to be multiplied by."""
-    if seeds == 1:
+def _widening(count: int, freedom: int) -> float:
+    """What the spread of so few values is to be multiplied by, with the degrees of freedom of what it is part of."""
+    if count == 1:
         return 1.0
-    normal, student = stats.norm.ppf(COVERAGE[1]), stats.t.ppf(COVERAGE[1], seeds - 1)
-    return float(np.sqrt(seeds / (seeds - 1)) * student / normal)
+    normal, student = stats.norm.ppf(COVERAGE[1]), stats.t.ppf(COVERAGE[1], freedom)
+    return float(np.sqrt(count / (count - 1)) * student / normal)
 
 
 def pair_records(method: Iterable[Record], baseline: Iterable[Record], value: str = "accuracy") -> PairedDifferences:
@@ -150,7 +146,12 @@ def pair_records(method: Iterable[Record], baseline: Iterable[Record], value: st
 
 
 def verdict(interval: Interval, margin: float = 0.0) -> Verdict:
-    """Whether the claim "the difference is above `margin`" holds, as far as the interval tells."""
+    """Whether the claim "the difference is above `margin`" holds, as far as the interval tells.
+
+    Its unit is the training seed: one alone decides nothing.
+    """
+    if len(interval.per_seed) == 1:
+        return "undecided"
     if interval.low > margin:
         return "holds"
     return "does not hold" if interval.high <= margin else "undecided"

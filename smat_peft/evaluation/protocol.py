@@ -17,6 +17,7 @@ from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.domain import Domain, Split
 from smat_peft.episodes.draws import MAX_QUERIES
 from smat_peft.episodes.episode import Episode
+from smat_peft.episodes.identity import describe_episodes, digest
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError, DataError
@@ -116,7 +117,10 @@ def evaluate(
         )
     _check(entries)
     if rate_selection == "validation" and adaptation.kind != "prototype" and not len(validation):
-        raise ConfigurationError("a learning rate is to be chosen on validation episodes, and there are none")
+        raise ConfigurationError(
+            "a learning rate is to be chosen on validation episodes, and there are none: name the domains that were "
+            "trained on, or give a learning rate"
+        )
     if manifest is None:
         shape: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries, "seed": seed}
         samplers = episode_samplers(entries, transform=transform, cache=cache, **shape)
@@ -130,7 +134,7 @@ def evaluate(
         "image_size": transform.size,
         "adaptation": asdict(adaptation),
         "rate_selection": rate_selection,
-        "validation_episodes": len(validation),
+        "validation": digest(describe_episodes(validation)),
         SPLITS: {entry.domain.name: entry[2:] for entry in entries},
         **(settings or {}),
     }

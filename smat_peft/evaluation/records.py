@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -144,10 +144,6 @@ class Evaluation:
             records=[record for record in self.records if record.domain in names],
             calibration={key: value for key, value in self.calibration.items() if key[1] in names},
         )
-
-    def as_rows(self) -> list[dict[str, Any]]:
-        """The records as plain dictionaries."""
-        return [asdict(record) for record in self.records]
 
     def _of_role(self, role: Role) -> list[str]:
         return [name for name, its_role in self.domains.items() if its_role == role]

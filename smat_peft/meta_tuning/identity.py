@@ -14,10 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from smat_peft.episodes.domain import Domain
-from smat_peft.episodes.fixed import FixedEpisodes
-from smat_peft.episodes.folders import ImageFiles
-from smat_peft.episodes.sampling import EpisodeSampler
+from smat_peft.episodes.identity import describe_episodes, digest, plain
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 
 ENVIRONMENT = "environment"  # what may change, at the price of rounding
@@ -36,7 +33,6 @@ FREE_SETTINGS = frozenset(
         *("inference_mode", "auto_mapping"),
     )
 )
-DESCRIBED_EPISODES = 32  # enough that other ways, shots, seeds or weights of domains show
 SHOWN = 60  # characters of a value in a message
 
 
@@ -54,8 +50,8 @@ def describe_run(
         model: What is trained.
         frozen: Its tensors that the run does not change; they are read once, as a whole.
         arguments: Arguments of meta-tuning.
-        train: Training episodes; of those of an [`EpisodeSampler`] it is known what they are.
-        validation: Validation episodes; the same of [`FixedEpisodes`].
+        train: Training episodes.
+        validation: Validation episodes.
         accelerator: Says how the run is done.
     """
     adapters: Mapping[str, Any] = getattr(model, "peft_config", {})
@@ -64,11 +60,11 @@ def describe_run(
         "arguments": dataclasses.asdict(arguments),
         "adapter": {name: _settings(adapter.to_dict()) for name, adapter in adapters.items()},
         "backbone": {
-            "configuration": _digest(_settings(config.to_dict() if hasattr(config, "to_dict") else {})),
+            "configuration": digest(_settings(config.to_dict() if hasattr(config, "to_dict") else {})),
             "weights": fingerprint(frozen),
         },
-        "training data": _describe_episodes(train),
-        "validation data": _describe_episodes(validation),
+        "training data": describe_episodes(train),
+        "validation data": describe_episodes(validation),
         "precision": {"mixed_precision": accelerator.mixed_precision},
         ENVIRONMENT: {
             **{name: version(name) for name in LIBRARIES},
@@ -78,8 +74,8 @@ def describe_run(
             "threads": torch.get_num_threads(),
         },
     }
-    plain: dict[str, Any] = json.loads(json.dumps(described, default=_plain))
-    return plain
+    as_written: dict[str, Any] = json.loads(json.dumps(described, default=plain))
+    return as_written
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -96,51 +92,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors with their names, types and shapes, wherever they are."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _describe_episodes(episodes: object) -> dict[str, Any]:
-    if isinstance(episodes, FixedEpisodes):
-        described = [_describe_episodes(sampler) for sampler in episodes.samplers]
-        return {"episodes of each domain": episodes.episodes_each, "samplers": described}
-    if not isinstance(episodes, EpisodeSampler):
-        return {}
-    drawn = [dataclasses.asdict(episodes.describe(index)) for index in range(DESCRIBED_EPISODES)]
-    return {
-        "domains": {domain.name: _describe_domain(domain, episodes) for domain in episodes.domains},
-        "split": episodes.split,
-        "transform": str(episodes.transform),
-        "ways, shots, queries and draws": _digest(drawn),
-    }
-
-
-def _describe_domain(domain: Domain, episodes: EpisodeSampler) -> dict[str, Any]:
-    images = {name: domain.images(episodes.split, name) for name in domain.classes(episodes.split)}
-    files = {name: [path.name for path in of.places] for name, of in images.items() if isinstance(of, ImageFiles)}
-    return {
-        "augmentation": sorted(domain.augment) if episodes.augment else [],
-        "classes": len(images),
-        "images": sum(len(of_class) for of_class in images.values()),
-        "names of classes": _digest(list(images)),
-        "images of each class": _digest({name: len(of_class) for name, of_class in images.items()}),
-        "names of files": _digest(files),
-    }
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, default=_plain, sort_keys=True).encode()).hexdigest()
-
-
-def _plain(value: object) -> object:
-    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

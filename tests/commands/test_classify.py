@@ -258,6 +258,8 @@ def test_a_photo_in_a_format_that_pillow_lacks_names_the_package(support, photos
         (["--reject_below", 0.5], "--reject_below is for images to label: give QUERY_DIR"),
         (["--sheet", "missing/sheet.html"], "--sheet missing/sheet.html: there is no folder"),
         (["--steps", -1], "steps must be at least 0"),
+        (["--seed", -1], "--seed must be at least 0"),
+        (["--sheet", "sheet.png"], "the page is HTML"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_named(support, backbone, capsys, words, message):

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from smat_peft.commands.classify import main as classify
-from smat_peft.commands.meta_tune import main
+from smat_peft.commands.meta_tune import main, parse
 from smat_peft.episodes import folders
 from smat_peft.episodes.image_files import read_image
 from smat_peft.meta_tuning.lock import output_lock
@@ -332,6 +332,17 @@ def test_dense_meta_tuning_is_compared_with_the_backbone_alone(world, tmp_path, 
     config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
     assert (config["num_experts"], config["sparsity_pattern"]) == (1, "dense")
     assert list(metrics(tmp_path / "run")["evaluation"]["averages"]["id"]["accuracy"]) == ["backbone", "dense"]
+
+
+def test_a_later_recipe_can_leave_an_argument_at_its_default(tmp_path):
+    for name, text in (
+        ("first", "ood_domains: [builtin:lao]\nmax_steps: 7\nseed: 3\n"),
+        ("second", "ood_domains: []\nseed: null\n"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    every = parse([str(tmp_path / "first.yaml"), str(tmp_path / "second.yaml")])
+    assert (every.data.ood_domains, every.meta_tuning.max_steps, every.meta_tuning.seed) == ([], 7, 0)
+    assert parse([str(tmp_path / "first.yaml")]).data.ood_domains == ["builtin:lao"]
 
 
 def test_a_recipe_comes_first_and_the_command_line_goes_before_it(world, tmp_path, capsys):

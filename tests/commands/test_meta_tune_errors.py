@@ -89,7 +89,7 @@ def failure(run, world, tmp_path, capsys):
         (["--shots", 4], "too few for 4 in the support"),
         (["--queries", 0], "--queries must be at least 1"),
         (["--max_ways", 3], "max_ways must be at least 5"),
-        (["--max_support", 3], "max_support must be at least"),
+        (["--max_support", 3], "max_support must be at least 50, an image of each of max_ways classes, got 3"),
         (["--evaluation_ways", 0], "--evaluation_ways must be at least 2"),
         (["--evaluation_ways", 6, "--validation_episodes", 0], "too few for 6 ways"),
         (["--evaluation_shots", 4, "--validation_episodes", 0], "too few for 4 in the support"),

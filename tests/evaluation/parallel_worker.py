@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def main() -> None:
         "device": accelerator.device.type,
         "seen": seen,
         "squares": spread(lambda number: number * number, range(5), accelerator),
-        "records": evaluation.as_rows(),
+        "records": [asdict(record) for record in evaluation.records],
         "temperatures": dict(evaluation.temperatures),
         "errors": {" ".join(key): value.before.error for key, value in evaluation.calibration.items()},
     }

@@ -123,6 +123,14 @@ def test_records_of_other_settings_are_refused(run, tmp_path, finished, changes,
     assert path.read_bytes() == before
 
 
+def test_records_with_other_validation_episodes_are_refused(run, make_domain, transform):
+    run("a")
+    others = FixedEpisodes([make_domain("w")], "all", 2, ways=5, shots=1, queries=2, transform=transform, seed=0)
+    for validation in (others, list(others)):
+        with pytest.raises(CheckpointError, match="made with other settings .*validation"):
+            run("b", validation=validation)
+
+
 def test_a_domain_of_another_split_is_refused(run, make_domain, transform, tmp_path):
     run("a")
     with pytest.raises(CheckpointError, match="how episodes of a are drawn"):

@@ -174,7 +174,7 @@ def test_a_predictor_may_say_how_it_mixed_the_experts(make_domain, transform):
         return Prediction(oracle(episode), torch.tensor([0.25, 0.75]))
 
     evaluation = evaluate({"mine": predict}, [("id", make_domain("a"), "all")], transform=transform, episodes=1)
-    assert evaluation.as_rows()[0]["expert_weights"] == (0.25, 0.75)
+    assert evaluation.records[0].expert_weights == (0.25, 0.75)
 
 
 def test_logits_that_are_no_numbers_are_refused_and_not_counted_as_the_first_class(make_domain, transform):

@@ -112,11 +112,8 @@ class EpisodeSampler:
             ("max_support", max_support, (ways or max_ways) if shots is None else 1),
         ):
             if value is not None and value < least:
-                why = (
-                    ", an image of each of max_ways classes"
-                    if (name, ways, shots) == ("max_support", None, None)
-                    else ""
-                )
+                of_each = (name, ways, shots) == ("max_support", None, None)
+                why = ", an image of each of max_ways classes" if of_each else ""
                 raise ConfigurationError(f"{name} must be at least {least}{why}, got {value}")
         self.domains = [domain for domain in domains if can_serve(domain, split, ways)]
         if not self.domains:

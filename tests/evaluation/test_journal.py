@@ -127,7 +127,7 @@ def test_records_with_other_validation_episodes_are_refused(run, make_domain, tr
     run("a")
     others = FixedEpisodes([make_domain("w")], "all", 2, ways=5, shots=1, queries=2, transform=transform, seed=0)
     for validation in (others, list(others)):
-        with pytest.raises(CheckpointError, match="made with other settings .*validation"):
+        with pytest.raises(CheckpointError, match=r"made with other settings .*validation"):
             run("b", validation=validation)
 
 

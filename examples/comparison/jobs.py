@@ -40,7 +40,7 @@ def in_processes(
         unit: Of the bar: what a piece is.
 
     Raises:
-        SystemExit: A process was killed.
+        SystemExit: A process was killed, or the user interrupts it, which the processes see, too.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads_of(jobs))  # of the processes to come
     left, running = list(pieces), dict[Future[Result], Piece]()
@@ -57,14 +57,17 @@ def in_processes(
             if not running:
                 return
             bar.set_postfix_str("; ".join(str(piece) for piece in running.values()))
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                try:
-                    yield running.pop(done), done.result()
-                except BrokenProcessPool as error:
-                    raise SystemExit(
-                        "error: a process was killed, maybe for want of memory, of which fewer --jobs need less; "
-                        "start the command again to go on"
-                    ) from error
+            try:
+                finished = [(running.pop(done), done.result()) for done in wait(running, None, FIRST_COMPLETED).done]
+            except KeyboardInterrupt:
+                raise SystemExit("stopped; start the command again to go on") from None
+            except BrokenProcessPool as error:
+                raise SystemExit(
+                    "error: a process was killed, maybe for want of memory, of which fewer --jobs need less; "
+                    "start the command again to go on"
+                ) from error
+            for each in finished:
+                yield each
                 bar.update()
 
 

@@ -14,6 +14,7 @@ checked = [*(f"smat_peft.experts.{name}" for name in mathematics), "smat_peft.fe
 install_import_hook(checked, "beartype.beartype")
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def make_vit() -> Callable[..., ViTModel]:
             return ViTModel(ViTConfig(**settings | changes), add_pooling_layer=False).eval()
 
     return make
+
+
+@pytest.fixture
+def threads_for_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and looks of the comparison in threads, which see what a test puts in place of the meta-tuner."""
+    from comparison import jobs  # of the examples, which few tests are about
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the runs, and is as it was when the test ends
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
 
 
 @pytest.fixture

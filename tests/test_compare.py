@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import numpy as np
 import pytest
 
 import compare
-from comparison import jobs, training
+from comparison import training
 from comparison.ledger import LEDGER
 from comparison.measuring import Look, records_folder, refuse_other_counts, take_look
-from comparison.reporting import reached_sooner, read_all, report
+from comparison.reporting import by_row, reached_sooner, read_all, report
 from comparison.rows import CLAIMS, DENSE, FIVE_SHOT, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, TAUGHT, WISE
 from comparison.runs import merged
 from comparison.suite import FROZEN, freeze
@@ -144,11 +143,7 @@ def test_records_of_another_number_of_episodes_are_refused_before_anything_is_do
         compare.main(["--episodes", "4", "--tuned_seeds", "0", "--results_dir", str(compared.results)])
 
 
-def in_threads(workers: int, *_: Any, **__: Any) -> ThreadPoolExecutor:
-    """In place of processes, so that they see what a test puts in place of the meta-tuner."""
-    return ThreadPoolExecutor(workers)
-
-
+@pytest.mark.usefixtures("threads_for_processes")
 def test_bases_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Path] = []
 
@@ -158,7 +153,6 @@ def test_bases_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return True
 
     monkeypatch.setattr(training, "run_in", run)
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", in_threads)
     compared = study(tmp_path, quick=True, seeds=1)
     finish(compared.folder("LoRA", 0))
     train_all(compared.trainings(0), compared.ledger, 2)
@@ -167,6 +161,7 @@ def test_bases_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not compared.trainings(0)
 
 
+@pytest.mark.usefixtures("threads_for_processes")
 def test_runs_that_fail_are_named_with_their_logs_when_the_others_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +174,6 @@ def test_runs_that_fail_are_named_with_their_logs_when_the_others_are_done(
         return True
 
     monkeypatch.setattr(training, "run_in", run)
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", in_threads)
     with pytest.raises(SystemExit, match=r"1 runs failed; see \S*dense-pmf/run\.log$"):
         train_all(compared.trainings(0), compared.ledger, 1)
     assert [run.name for run in compared.trainings(0)] == ["seed-0/dense-pmf", "seed-0/wise-ft"]
@@ -326,7 +320,7 @@ def test_a_look_leaves_records_of_every_domain_and_is_not_taken_twice(tmp_path: 
     look = Look(BACKBONE, None, None, "prototype", 1)
     take_look(look, tmp_path, 1)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    measured = read_all(tmp_path)
+    measured = by_row(read_all(tmp_path))
     assert len({record.domain for record in measured[BACKBONE, "prototype"]}) == 15
     assert len(measured) == 2
     take_look(look, tmp_path, 1)

@@ -7,26 +7,19 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from comparison import jobs, runs
+from comparison import runs
 from comparison.jobs import add_jobs, in_processes
 from comparison.runs import LOG, merged, run_in
 
 
-@pytest.fixture(autouse=True)
-def threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the processes, and is as it was when the test ends
-
-
-def test_so_many_are_under_way_at_a_time_and_what_waits_comes_when_the_others_are_done(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("threads_for_processes")
+def test_so_many_are_under_way_at_a_time_and_what_waits_comes_when_the_others_are_done() -> None:
     lock, now, most, done = threading.Lock(), [0], [0], set[int]()
 
     def one(number: int) -> int:
@@ -41,7 +34,6 @@ def test_so_many_are_under_way_at_a_time_and_what_waits_comes_when_the_others_ar
     def work(number: int) -> Callable[[], int] | None:
         return None if number == 0 and len(done) < 5 else partial(one, number)
 
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
     order = []
     for number, square in in_processes(work, range(6), 2, "squares", "number"):
         assert square == number * number
@@ -52,12 +44,13 @@ def test_so_many_are_under_way_at_a_time_and_what_waits_comes_when_the_others_ar
     assert order[-1] == 0
 
 
-def test_what_waits_for_ever_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
+@pytest.mark.usefixtures("threads_for_processes")
+def test_what_waits_for_ever_is_left_out() -> None:
     assert not list(in_processes(lambda _: None, [1, 2], 2, "nothing", "number"))
 
 
-def test_a_process_that_is_killed_ends_it_with_what_to_do() -> None:
+def test_a_process_that_is_killed_ends_it_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the process, and is as it was when the test ends
     with pytest.raises(SystemExit, match=r"a process was killed.*start the command again to go on"):
         list(in_processes(lambda code: partial(os._exit, code), [9], 1, "killed", "run"))
 

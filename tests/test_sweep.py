@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import yaml
 
 import sweep
-from comparison import jobs
 from smat_peft.assets import DEMO_RECIPE
 from smat_peft.errors import DataError
 from smat_peft.evaluation.analysis.sweep import SweepCell, best_rates, read_sweep, write_sweep
@@ -48,8 +46,9 @@ def test_every_cell_is_run_once_with_its_settings_before_the_recipes(
     assert read_sweep(tmp_path / "sweep.csv") == cells
 
 
+@pytest.mark.usefixtures("threads_for_processes")
 def test_no_cell_looks_at_domains_that_are_kept_for_a_final_test(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
@@ -57,9 +56,7 @@ def test_no_cell_looks_at_domains_that_are_kept_for_a_final_test(
         seen.append(settings["ood_domains"])
         return False
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(sweep, "run_in", run)
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
     with pytest.raises(SystemExit, match="4 runs failed"):
         sweep.main(["--quick", "--runs_dir", str(tmp_path)])
     assert seen == [[]] * 4

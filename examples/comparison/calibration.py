@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple
-from pathlib import Path
 
-from smat_peft.evaluation.record_files import read_records
 from smat_peft.evaluation.records import ROLE_TITLES, BeforeAfter, Evaluation
 from smat_peft.evaluation.tables import render_table
 
 
-def calibration_table(folder: Path, place: Callable[[str], int]) -> str:
+def calibration_table(evaluations: Iterable[Evaluation], place: Callable[[str], int]) -> str:
     """A line for each row: means over the domains of a role and over training seeds, as they are → with a temperature.
 
     Args:
-        folder: The records by one adaptation, a file for each training seed: calibration errors are over all queries
-            of a domain and seed.
+        evaluations: By one adaptation, each of one row and training seed: calibration errors are over all queries of a
+            domain and seed.
         place: Where a row stands.
     """
     rows: dict[str, list[Evaluation]] = {}
-    for file in sorted(folder.glob("*.parquet")):
-        evaluation = read_records(file)
+    for evaluation in evaluations:
         rows.setdefault(evaluation.predictors[0], []).append(evaluation)
     lines = []
     for name in sorted(rows, key=place):

@@ -26,7 +26,7 @@ def run_name(row: str, seed: int) -> str:
 
 def trial_name(row: str, rate: float) -> str:
     """The name of a trial of a row's learning rate."""
-    return f"{SEARCHES}/{_slug(row)}/{rate:g}"
+    return f"{_trials(row)}{rate:g}"
 
 
 def selection_score(figures: dict[str, Any]) -> float:
@@ -61,7 +61,7 @@ class Ledger:
 
     def trials(self, row: str) -> dict[float, dict[str, Any]]:
         """Figures of the trials of a row's learning rate, those among them that are no longer made."""
-        folder = trial_name(row, 0).removesuffix("0")
+        folder = _trials(row)
         return {float(name.removeprefix(folder)): run for name, run in self.runs.items() if name.startswith(folder)}
 
     def figures(self, name: str) -> dict[str, Any] | None:
@@ -80,6 +80,10 @@ def _kept(figures: dict[str, Any]) -> dict[str, Any]:
     curve = [(settings["episodes_per_step"] * entry["step"], entry["validation_accuracy"]) for entry in logged]
     kept = {key: figures[key] for key in KEPT if key in figures}
     return kept | {"delta_lr": settings["delta_lr"], "curve": curve}
+
+
+def _trials(row: str) -> str:
+    return f"{SEARCHES}/{_slug(row)}/"
 
 
 def _slug(name: str) -> str:

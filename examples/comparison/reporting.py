@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from smat_peft.evaluation.claims import Judgement, Measured, judge
 from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
 from smat_peft.evaluation.predictors import BACKBONE
 from smat_peft.evaluation.record_files import read_records
-from smat_peft.evaluation.records import ROLE_TITLES, Record, Role
+from smat_peft.evaluation.records import ROLE_TITLES, Evaluation, Record, Role
 from smat_peft.evaluation.tables import render_table
 from smat_peft.few_shot.loading import load_backbone
 from smat_peft.tuner.subsets import SUBSETS, share_of_parameters
@@ -50,13 +51,17 @@ class Sooner(NamedTuple):
     verdict: Verdict
 
 
+Files = Mapping[str, Sequence[Evaluation]]
+"""By adaptation what each file of records holds: a row's records with one training seed."""
+
 Differences = Mapping[tuple[str, str], ToBackbone]
 """By row and adaptation."""
 
 
 def report(results: Path) -> str:
     """The whole report in Markdown; also written beside the records, with its figures as JSON and a picture."""
-    measured = read_all(results)
+    files = read_all(results)
+    measured = by_row(files)
     ledger = Ledger(results)
     kinds = [kind for kind in SHOTS if (BACKBONE, kind) in measured]
     differences = {
@@ -71,7 +76,7 @@ def report(results: Path) -> str:
         parts += [f"### {_title(kind, measured)}", averages_table(kind, measured, differences, ledger)]
     if "prototype" in kinds:
         parts += ["### Per domain, by prototypes", domains_table(measured, differences)]
-        parts += ["### Probabilities, by prototypes", calibration_table(results / "prototype", _place)]
+        parts += ["### Probabilities, by prototypes", calibration_table(files["prototype"], _place)]
     if any(ledger.trials(row) for row in ROWS):
         parts += ["### Learning rates that were tried", trials_table(ledger)]
     text = "\n\n".join(parts) + "\n"
@@ -83,12 +88,17 @@ def report(results: Path) -> str:
     return text
 
 
-def read_all(results: Path) -> Measured:
-    """The records of every look, by row and adaptation."""
+def read_all(results: Path) -> Files:
+    """The records of every look."""
+    files = {kind: sorted(records_folder(results, kind).glob("*.parquet")) for kind in SHOTS}
+    return {kind: [read_records(file) for file in of_kind] for kind, of_kind in files.items()}
+
+
+def by_row(files: Files) -> Measured:
+    """The same by row and adaptation, over all training seeds."""
     measured: dict[tuple[str, str], list[Record]] = {}
-    for kind in SHOTS:
-        folder = records_folder(results, kind)
-        for record in read_records(folder).records if any(folder.glob("*.parquet")) else ():
+    for kind, evaluations in files.items():
+        for record in chain.from_iterable(evaluation.records for evaluation in evaluations):
             measured.setdefault((record.predictor, kind), []).append(record)
     return {key: measured[key] for key in sorted(measured, key=lambda key: (list(SHOTS).index(key[1]), _place(key[0])))}
 
@@ -115,11 +125,10 @@ def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> Sooner | 
         level = curves[DENSE, seed][-1][1]
         ours, theirs = (_tasks_until(curves[name, seed], level) for name in (SMAT, DENSE))
         gains.append(None if ours is None or theirs is None else theirs - ours)
-    reached = [gain for gain in gains if gain is not None]
-    if reached == gains:
+    if None not in gains:
         paired = PairedDifferences(tuple(seeds), {"tasks": "id"}, {"tasks": np.array(gains, float)[:, None]})
         return Sooner(gains, verdict(paired.interval("tasks")))
-    return Sooner(gains, "undecided" if any(gain > 0 for gain in reached) else "does not hold")
+    return Sooner(gains, "undecided" if any(gain is not None and gain > 0 for gain in gains) else "does not hold")
 
 
 def _tasks_until(curve: Sequence[tuple[int, float]], level: float) -> int | None:

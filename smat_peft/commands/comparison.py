@@ -45,18 +45,19 @@ class Comparison:
         def noise(one: int, other: int) -> float:
             return 100 * paired_difference(self.correct[one], self.correct[other])[1]
 
+        def is_noise(points: float) -> str:
+            return f"with {count} images a difference below {points:.1f} points is noise"
+
         use = next(k for k in range(best + 1) if accuracy[best] - accuracy[k] <= (noise(best, k) if k != best else 0))
-        images = f"with {count} images a difference below {{:.1f}} points is noise"
+        name = self.methods[use]
         if use != best:
             gain = accuracy[best] - accuracy[use]
-            images = images.format(noise(best, use))
-            return f"Use {self.methods[use]}: {self.methods[best]} is {gain:.1f} points better, but {images}."
+            return f"Use {name}: {self.methods[best]} is {gain:.1f} points better, but {is_noise(noise(best, use))}."
         if use == 0:
-            images = images.format(max(noise(k, use) for k in range(1, len(accuracy))))
-            return f"Use {self.methods[0]}: nothing is better, and {images}."
+            return f"Use {name}: nothing is better, and {is_noise(max(noise(k, 0) for k in range(1, len(accuracy))))}."
         simpler = int(accuracy[:use].argmax())
-        gain, images = accuracy[use] - accuracy[simpler], images.format(noise(use, simpler))
-        return f"Use {self.methods[use]}: it is {gain:.1f} points better than what is simpler, and {images}."
+        gain = accuracy[use] - accuracy[simpler]
+        return f"Use {name}: it is {gain:.1f} points better than what is simpler, and {is_noise(noise(use, simpler))}."
 
 
 def paired_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float]:

@@ -111,10 +111,10 @@ def classify_episode(
         NotFiniteError: Fine-tuning diverged, or pixels are not finite.
         DataError: A class has no image.
     """
-    require_every_class(labels)
     if adaptation.takes_steps:
         task = adapt_to_support(model, support, labels, experts=experts, adaptation=adaptation, batch_size=batch_size)
         return classify_queries(model, task, queries, batch_size=batch_size), task.expert_weights
+    require_every_class(labels)
     with evaluating(model):
         merged = mix_experts(model, support, labels, experts, batch_size=batch_size)
         images = torch.cat([support, queries])

@@ -21,23 +21,18 @@ NO_THREAD, COMPILING = 0, -1  # in place of a thread's identifier
 
 
 class ShadowingCalls(nn.Module):
-    """Calls the module that it wraps with [`effective_parameters`] in place; what these are, a subclass says."""
+    """Calls the module that it wraps with other tensors in place of its parameters; which, a subclass says."""
 
     base_layer: nn.Module
     get_base_layer: Callable[[], nn.Module]
+    effective_parameters: Callable[[], dict[str, Tensor]]  # by name; those left out keep their own values
+    prepare_call: Callable[[], None]  # what is done before each call
 
     def __init__(self) -> None:
         super().__init__()
         self.hooks: tuple[RemovableHandle, ...] = ()
         self._held: Shadowed | None = None  # during a call of the module that it is held during
         self._thread = NO_THREAD
-
-    def effective_parameters(self) -> dict[str, Tensor]:
-        """What the wrapped module's parameters are in a call now, by name; those left out keep their own values."""
-        raise NotImplementedError
-
-    def prepare_call(self) -> None:
-        """What is done before each call."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped module with its effective parameters.

@@ -18,6 +18,7 @@ class KeptGates:
     """Values of a layer's evaluated gates in half precision, by parameter, until the gates change."""
 
     def __init__(self) -> None:
+        _count_steps()
         # beside the values what they were made of: the gates' memory; writes to it, optimiser steps, the temperature
         self._kept: dict[str, tuple[Tensor, tuple[int, int, float], Tensor]] = {}
 
@@ -33,7 +34,6 @@ class KeptGates:
         """
         if gates.is_inference():  # whether they have changed cannot be known
             return gate_values(gates, temperature).to(kept_type(base))
-        _count_steps()
         now = gates._version, steps, temperature
         if name in self._kept:
             memory, then, values = self._kept[name]

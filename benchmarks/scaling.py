@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from measure import Rounds, Side, compare, device_name, interleave, make_parser, report, start, sums
@@ -122,7 +121,6 @@ SIDES = {"Interpolation": interpolation, "Whole update": whole_update}
 def draw(lines: Sequence[Line], heading: str, path: Path) -> None:
     """Points and fits, a panel a line."""
     figure = Figure(figsize=(11, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(heading)
     panels = figure.subplots(2, 3)
     for line, axes in zip(lines, (*panels[0, :2], *panels[1]), strict=True):

@@ -99,7 +99,8 @@ def main() -> None:
     model = AutoModelForImageClassification.from_pretrained(
         backbone_source(arguments.model_name_or_path), num_labels=len(names), ignore_mismatched_sizes=True
     )
-    if arguments.method == "smat":
+    is_smat = arguments.method == "smat"
+    if is_smat:
         config = SMATConfig(
             num_experts=arguments.num_experts,
             target_sparsity=arguments.target_sparsity,
@@ -112,7 +113,6 @@ def main() -> None:
     model = get_peft_model(model, config)
     model.print_trainable_parameters()
 
-    is_smat = arguments.method == "smat"
     if is_smat:
         optimizer = create_optimizer(model, lr=arguments.learning_rate, gate_lr=arguments.gate_learning_rate)
     else:

@@ -17,13 +17,13 @@ The demo's own, 8 minutes on 2 cores of which 2 are for measuring, and a short o
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, set_seed
 
@@ -33,6 +33,7 @@ from smat_peft.episodes.images import ImageTransform
 from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import ROLE_TITLES
 from smat_peft.evaluation.report import format_report
+from smat_peft.meta_tuning.schedules import warmup_cosine
 
 COSINE_SCALE = 16.0
 WARM_UP = 0.05  # of the run
@@ -116,13 +117,6 @@ def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     return (moved * around(1, 0.3, 1, 1, 1) * around(1, 0.1, 3, 1, 1) + around(0, 0.2, 1, 1, 1)).clamp(-1, 1)
 
 
-def rate_at(progress: float) -> float:
-    """Share of the learning rate at a point of the run, 0..1: a linear warm-up, then half a cosine to 0."""
-    if progress < WARM_UP:
-        return progress / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
-
-
 def pretrain(model: ViTModel, pixels: Tensor, labels: Tensor, arguments: argparse.Namespace) -> None:
     """Train `model` in place to name the classes of images."""
     head = nn.Parameter(0.05 * torch.randn(int(labels.max()) + 1, model.config.hidden_size))
@@ -133,7 +127,8 @@ def pretrain(model: ViTModel, pixels: Tensor, labels: Tensor, arguments: argpars
         ],
         weight_decay=arguments.weight_decay,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at((step + 1) / (arguments.steps + 1)))
+    end = arguments.steps + 1
+    schedule = LambdaLR(optimizer, lambda step: warmup_cosine((step + 1) / end, WARM_UP, 1))
     generator = torch.Generator().manual_seed(arguments.seed)
     model.train()
     with tqdm(range(arguments.steps), desc="pre-training", unit="step") as bar:

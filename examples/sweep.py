@@ -8,7 +8,7 @@ done again: stop it and start it as you like, also where runs are no more.
 
     python examples/sweep.py --quick     four cells of a few updates, to see it work
     python examples/sweep.py             24 cells, two rates each: hours on two cores
-    python examples/sweep.py --status    what is left, and about how long it takes
+    python examples/sweep.py --status    what is left and, by the runs that are done, about how long it takes
 
 The table of results is for the picture:
 

@@ -6,6 +6,7 @@ folder that was to be replaced, a name that ends in `.replaced`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all: see [`replacing`]."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; the file is not held in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ FOUNDATIONS = (
     "assets",
     "errors",
     "files",
+    "kinds",
     "requirements",
     "version",
 )  # any room may import them, and they import no room

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.commands import plan
 from smat_peft.commands.classify import main as classify
 from smat_peft.commands.evaluate import main as evaluate
 from smat_peft.commands.meta_tune import main as meta_tune
 from smat_peft.commands.results import DEMO_NOTE
-from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.sharing.model_card import write_model_card
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def test_the_python_of_a_page_runs(place: Path, page: Path, capsys: pytest.Captu
 def test_the_commands_of_a_page_run(
     place: Path, page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(MetaTrainer, "measure_seconds", lambda _: 1.0)
+    monkeypatch.setattr(plan, "measure_seconds", lambda _: 1.0)
     for words in commands(page):
         name = script(words)
         arguments = words[words.index(name) + 1 :]
@@ -115,9 +115,9 @@ def test_the_commands_of_a_page_run(
                 output_dir = place / dict(pairwise(arguments)).get("--output_dir", "outputs/demo")
                 output_dir.rename(place / "aside")
                 assert meta_tune([*arguments, "--dry_run", "--threads", "1"]) == 0
-                plan = capsys.readouterr().out
+                printed = capsys.readouterr().out
                 planned = ("birds", "signs", "other") if "folder:other" in arguments else ("greek", "flags")
-                assert all(re.search(rf"^{domain} ", plan, re.MULTILINE) for domain in planned)
+                assert all(re.search(rf"^{domain} ", printed, re.MULTILINE) for domain in planned)
                 assert not output_dir.exists()
                 (place / "aside").rename(output_dir)
         else:

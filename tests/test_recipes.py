@@ -225,7 +225,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory, make_vit: Any) -> Path:
 def run(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Record]]:
     """A function that meta-tunes for two updates by recipes, and returns the records of the backbone's evaluation."""
     monkeypatch.setattr(datasets, "load_dataset", draw_table)
-    monkeypatch.setattr("smat_peft.commands.plan.shared_content", lambda *_: [])  # the stand-ins are all alike
+    monkeypatch.setattr("smat_peft.commands.protocol.shared_content", lambda *_: [])  # the stand-ins are all alike
     found = []
     evaluate = meta_tune.evaluate
     monkeypatch.setattr(meta_tune, "evaluate", lambda *a, **kw: found.append(evaluate(*a, **kw)) or found[0])

@@ -25,7 +25,7 @@ def calibration_table(evaluations: Iterable[Evaluation], place: Callable[[str], 
     for name in sorted(rows, key=place):
         cells = [name]
         for role in ROLE_TITLES:
-            measured = [(each, domain) for each in rows[name] for domain, its in each.domains.items() if its == role]
+            measured = [(each, domain) for each in rows[name] for domain in each.domains_of(role)]
             cells.append(_means([each.log_loss(name, domain) for each, domain in measured], 1, 3))
             cells.append(_means([each.calibration_error(name, domain) for each, domain in measured], 100, 1))
         lines.append(cells)

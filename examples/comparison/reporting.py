@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -229,7 +228,6 @@ def draw(differences: Differences, path: Path) -> None:
     """Differences to the backbone by prototypes with their intervals, and the seeds as small marks."""
     names = [name for name, kind in differences if kind == "prototype"][::-1]
     figure = Figure(figsize=(8, 1.4 + 0.34 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for shift, (role, colour) in zip((0.22, 0.0, -0.22), COLOURS.items(), strict=True):
         for place, name in enumerate(names):

@@ -11,6 +11,7 @@ from comparison.training import RECIPES
 from smat_peft.assets import demo_backbone
 from smat_peft.episodes import load_domain
 from smat_peft.episodes.builtin import builtin_names
+from smat_peft.files import sha256_of
 
 FROZEN = "suite.json"
 
@@ -38,7 +39,7 @@ def fingerprint() -> dict[str, str]:
     """SHA-256 of the settings, of the backbone's weights, and of the first image of each class of each domain."""
     settings = json.dumps(merged(RECIPES), sort_keys=True).encode()
     found = {"settings": hashlib.sha256(settings).hexdigest()}
-    found["backbone"] = hashlib.sha256((demo_backbone() / "model.safetensors").read_bytes()).hexdigest()
+    found["backbone"] = sha256_of(demo_backbone() / "model.safetensors")
     for name in builtin_names():
         digest = hashlib.sha256()
         for class_name, images in load_domain(f"builtin:{name}").class_images.items():

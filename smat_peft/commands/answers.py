@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from smat_peft.evaluation.statistics import proportion_interval
 from smat_peft.evaluation.tables import render_table
 from smat_peft.few_shot.classifier import NONE_OF_THESE
+from smat_peft.files import replacing
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,12 @@ class Answers:
         return f"{title} {share:.1f} % ({correct} of {len(self.labels)} images; {interval})"
 
     def write_csv(self, path: Path) -> None:
-        """A row an image: its answer and the probabilities of all classes."""
-        with path.open("w", newline="", encoding="utf-8") as file:
+        """A row an image: its answer and the probabilities of all classes.
+
+        Raises:
+            CheckpointError: The file cannot be written.
+        """
+        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             known = ["class"] if self.true_classes else []
             writer.writerow(["image", *known, "label", *(f"probability of {name}" for name in self.classes)])

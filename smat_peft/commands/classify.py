@@ -34,7 +34,7 @@ from smat_peft.commands.contact_sheet import write_contact_sheet
 from smat_peft.commands.support_report import leave_examples_out, support_report
 from smat_peft.errors import ConfigurationError, DataError
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
-from smat_peft.few_shot.classifier import FewShotClassifier
+from smat_peft.few_shot.classifier import NONE_OF_THESE, FewShotClassifier
 from smat_peft.few_shot.fine_tuning import KINDS
 from smat_peft.few_shot.loading import find_model
 
@@ -116,6 +116,8 @@ def classify(argv: Sequence[str]) -> None:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )
+    if arguments.model == DEMO_BACKBONE and arguments.adapter is None:
+        print(f"by {DEMO_BACKBONE}, which is for small pictures of signs; --model names another", file=sys.stderr)
     check_image_size(classifier.model, classifier.image_processor, arguments.model)
     if arguments.compare:
         source = find_model(arguments.model, arguments.adapter, revision=arguments.revision, token=arguments.token)
@@ -138,6 +140,8 @@ def classify(argv: Sequence[str]) -> None:
 def _label(
     classifier: FewShotClassifier, examples: FolderImages, queries: FolderImages, reject_below: float
 ) -> Answers:
+    if reject_below and NONE_OF_THESE in examples.classes:
+        raise ConfigurationError(f"a class is called {NONE_OF_THESE!r}, as --reject_below answers; rename its folder")
     classifier.fit(examples.paths, examples.classes)
     size, paths = classifier.batch_size, queries.paths
     starts = tqdm(range(0, len(paths), size), desc="classifying", unit="batch", disable=None)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 from smat_peft.errors import RunStoppedError, SmatError
 
+INTERRUPTED = 130  # what shells call the end by Ctrl-C
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the description as it is written and adds each argument's default, where that says something."""
@@ -45,6 +47,9 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
     except SmatError as error:
         print(error if isinstance(error, RunStoppedError) else f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
     finally:
         warnings.formatwarning = form
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 
 from smat_peft.commands.answers import Answers
 from smat_peft.episodes.image_files import open_image
+from smat_peft.files import write_text
 
 THUMBNAIL = (160, 160)
 PAGE = """<!doctype html>
@@ -44,13 +45,14 @@ def write_contact_sheet(path: Path, answers: Answers, title: str) -> None:
 
     Raises:
         DataError: An image cannot be read.
+        CheckpointError: The page cannot be written.
     """
     order = np.argsort(answers.confidence, kind="stable")
     summary = "The least sure first. Probabilities rank the classes; nothing has calibrated them."
     if answers.true_classes:
         summary = f"{answers.accuracy().capitalize()}; wrong ones have a thick border. {summary}"
     figures = "\n".join(_figure(answers, int(number)) for number in order)
-    path.write_text(PAGE.format(title=escape(title), summary=escape(summary), figures=figures), encoding="utf-8")
+    write_text(path, PAGE.format(title=escape(title), summary=escape(summary), figures=figures))
 
 
 def _figure(answers: Answers, number: int) -> str:

@@ -30,14 +30,15 @@ from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.commands.checks import check_image_size, list_left_out, make_output_dir, require_at_least
 from smat_peft.commands.console import HelpFormatter, number_or, run_command
 from smat_peft.commands.evaluate_inputs import (
+    adapter_digest,
     add_domain_arguments,
     backbone_of_adapters,
-    digest,
     load_measured_domains,
     load_models,
     looks_at_test,
     predictors_of,
 )
+from smat_peft.commands.protocol import shared_by
 from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import load_image_transform
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument("--steps", type=int, default=50, help="steps of fine-tuning")
     tuning.add_argument(
         "--learning_rate",
+        "--lr_selection",
         type=number_or(*SEARCHES),
         default="validation",
         help="a number, or what it is chosen on: auto (images left out of each support), validation (episodes), "
@@ -145,6 +147,8 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
     make_output_dir(arguments.output_dir)
     if accelerator.is_main_process:
         list_left_out(arguments.output_dir, (entry.domain for entry in entries))
+        for sentence in shared_by(entries):
+            print(f"Warning: {sentence}", file=sys.stderr)
     if arguments.manifest_out is not None and accelerator.is_main_process:
         samplers = episode_samplers(entries, transform=transform, seed=arguments.seed)
         write_manifest(arguments.manifest_out, samplers.values(), arguments.episodes)
@@ -165,7 +169,7 @@ def evaluate_adapters(argv: Sequence[str]) -> None:
             cache=cache,
             accelerator=accelerator,
             output_dir=arguments.output_dir / RECORDS,
-            settings={"backbone": backbone, "adapters": {path: digest(path) for path in arguments.adapters}},
+            settings={"backbone": backbone, "adapters": {path: adapter_digest(path) for path in arguments.adapters}},
         )
     if accelerator.is_main_process:
         _report(evaluations, arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from smat_peft.evaluation.predictors import (
 )
 from smat_peft.evaluation.protocol import EvaluationDomain
 from smat_peft.few_shot.loading import backbone_name, load_backbone, load_model
+from smat_peft.files import sha256_of
 from smat_peft.tuner.adapters import has_experts
 
 HELP_WIDTH = 100
@@ -80,10 +80,10 @@ def load_models(backbone: str, adapters: Sequence[str], device: torch.device) ->
     return {name: model.to(device) for name, model in models.items()}
 
 
-def digest(adapter: str) -> str:
+def adapter_digest(adapter: str) -> str:
     """Tells apart adapters that have lain in one folder."""
     weights = Path(adapter) / SAFETENSORS_WEIGHTS_NAME
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else adapter
+    return sha256_of(weights) if weights.is_file() else adapter
 
 
 def predictors_of(

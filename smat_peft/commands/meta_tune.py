@@ -89,7 +89,7 @@ def meta_tune(argv: Sequence[str]) -> None:
     sharing = Sharing(every.sharing, output_dir)
     accelerator = _create_accelerator(every.launch, output_dir)
     with ExitStack() as held:
-        if accelerator.is_main_process and output_dir.is_dir():
+        if accelerator.is_main_process and output_dir.is_dir() and not every.launch.dry_run:
             held.enter_context(output_lock(output_dir))
         _meta_tune(every, sharing, accelerator, held)
 
@@ -98,7 +98,7 @@ def _meta_tune(every: Arguments, sharing: Sharing, accelerator: Accelerator, hel
     arguments, model_arguments, data, launch, _ = every
     output_dir = sharing.output_dir
     check_replay(launch.replay_episodes)
-    if not arguments.resume_from_checkpoint:
+    if not (arguments.resume_from_checkpoint or launch.dry_run):
         refuse_other_run(output_dir)
         refuse_to_overwrite(output_dir)
     threads = launch.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -120,7 +120,8 @@ def _meta_tune(every: Arguments, sharing: Sharing, accelerator: Accelerator, hel
     if launch.replay_episodes:
         accelerator.print(format_replay(trainer, launch.replay_episodes))
         return
-    plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, measured, threads)
+    tested = data.evaluation_episodes * len(measured)
+    plan = format_plan(trainer, model_arguments.model_name_or_path, transform, entries, measured, tested, threads)
     accelerator.print(plan)
     if launch.dry_run:
         return

@@ -116,6 +116,9 @@ METHODS: dict[str, Method] = {
     "random": Method("experts with random gates, and a router", _random_experts),
     "soft-merge": Method("experts whose gates nothing closes, and a router", _experts, {"sparsity_weight": 0}),
     "magnitude": Method("one delta where the backbone's weights are largest", _magnitude),
-    **{name: Method(f"one delta over {subset.about}", _subset(name)) for name, subset in SUBSETS.items()},
+    **{
+        name: Method(f"one delta over {subset.about}, at random where that is too many", _subset(name))
+        for name, subset in SUBSETS.items()
+    },
     "lora": Method("LoRA on attention, by cross-entropy alone", _lora, CROSS_ENTROPY_ALONE),
 }

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from smat_peft.commands.protocol import shared_by
 from smat_peft.episodes.images import ImageTransform
-from smat_peft.episodes.overlap import shared_content
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.evaluation.protocol import EvaluationDomain
 from smat_peft.evaluation.records import ROLE_TITLES
@@ -15,6 +15,7 @@ from smat_peft.evaluation.tables import render_table
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.memory import kept_by_image, memory_of_update
 from smat_peft.meta_tuning.trainer import MetaTrainer
+from smat_peft.meta_tuning.trial import measure_seconds
 from smat_peft.tuner.adapters import adapted_size
 
 BYTES = 4  # what is learned is 32-bit
@@ -26,9 +27,10 @@ def format_plan(
     transform: ImageTransform,
     entries: Sequence[EvaluationDomain],
     measured: Sequence[EvaluationDomain],
+    tested: int,
     threads: int,
 ) -> str:
-    """The plan as text, with `measured` the domains to test on; tries one update to say how long they take."""
+    """The plan as text, with `measured` the domains to test on, `tested` episodes in all; it tries one update."""
     arguments, learner, accelerator = trainer.arguments, trainer.learner, trainer.accelerator
     learned = sum(parameter.numel() for parameter in trainer.groups.all().values())
     if isinstance(learner, MetaLearner):
@@ -36,7 +38,7 @@ def format_plan(
         kind = f"{experts} {'expert' if experts == 1 else 'experts'} over {_count(size)} parameters"
     else:
         kind = "of another method"
-    seconds = trainer.measure_seconds()
+    seconds = measure_seconds(trainer)
     left = (arguments.max_steps - trainer.step) * seconds
     precision = accelerator.mixed_precision
     lines = [
@@ -45,7 +47,8 @@ def format_plan(
         f"Run        {arguments.max_steps} updates of {arguments.episodes_per_step} episodes, seed {arguments.seed}, "
         f"on {accelerator.num_processes} x {accelerator.device.type} with {threads} threads, precision {precision}",
         _memory(trainer, transform),
-        f"Time       {seconds:.2f} s an update without loading images, {_duration(left)} for training",
+        f"Time       {seconds:.2f} s an update without loading images, {_duration(left)} for training; then "
+        f"{tested} test episodes",
         "",
         _domain_table(entries),
     ]
@@ -80,10 +83,7 @@ def _what_is_left_out(
 def _what_is_shared(trainer: MetaTrainer, entries: Sequence[EvaluationDomain]) -> list[str]:
     if not trainer.accelerator.is_main_process:  # the only one that prints
         return []
-    training, unseen = (
-        [entry.domain for entry in entries if (entry.role == "id") == wanted] for wanted in (True, False)
-    )
-    return [f"Warning: {sentence}" for sentence in shared_content(training, unseen)]
+    return [f"Warning: {sentence}" for sentence in shared_by(entries)]
 
 
 def _domain_table(entries: Sequence[EvaluationDomain]) -> str:

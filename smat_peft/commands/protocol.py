@@ -12,6 +12,7 @@ from smat_peft.episodes.domain import MIN_CLASSES, Domain
 from smat_peft.episodes.domains import load_domains
 from smat_peft.episodes.draws import MAX_QUERIES
 from smat_peft.episodes.images import ImageTransform
+from smat_peft.episodes.overlap import shared_content
 from smat_peft.episodes.sampling import SPLIT_NUMBERS, EpisodeSampler, can_serve
 from smat_peft.errors import DataError, SmatError
 from smat_peft.evaluation.protocol import EvaluationDomain
@@ -51,6 +52,12 @@ def load_protocol(data: DataArguments) -> list[EvaluationDomain]:
     if problems:
         raise DataError(_listed(problems, data.data_root))
     return entries
+
+
+def shared_by(entries: Sequence[EvaluationDomain]) -> list[str]:
+    """What domains that are trained on share with those that should be new: see [`shared_content`]."""
+    training = [entry.domain for entry in entries if entry.role == "id"]
+    return shared_content(training, [entry.domain for entry in entries if entry.role != "id"])
 
 
 def check_training(entries: Sequence[EvaluationDomain]) -> None:

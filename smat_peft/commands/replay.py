@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from smat_peft.errors import ConfigurationError
 from smat_peft.evaluation.tables import render_table
 from smat_peft.meta_tuning.trainer import MetaTrainer
+from smat_peft.meta_tuning.trial import replay
 
 
 def check_replay(numbers: Sequence[int]) -> None:
@@ -18,16 +19,16 @@ def check_replay(numbers: Sequence[int]) -> None:
 
 def format_replay(trainer: MetaTrainer, numbers: Sequence[int]) -> str:
     """The losses of training episodes as a table, with the norm of all gradients; changes nothing."""
-    replays = trainer.replay(numbers)
+    replays = replay(trainer, numbers)
     terms = list(replays[0].terms)
     rows = [
         [
-            *(str(replay.episode.index), replay.episode.domain),
-            *(str(count) for count in (replay.episode.ways, len(replay.episode.support), len(replay.episode.query))),
-            *(f"{replay.terms[term]:.4g}" for term in terms),
-            f"{replay.gradient_norm:.4g}",
+            *(str(seen.episode.index), seen.episode.domain),
+            *(str(count) for count in (seen.episode.ways, len(seen.episode.support), len(seen.episode.query))),
+            *(f"{seen.terms[term]:.4g}" for term in terms),
+            f"{seen.gradient_norm:.4g}",
         ]
-        for replay in replays
+        for seen in replays
     ]
     titles = ["episode", "domain", "ways", "support", "query", *terms, "gradient norm"]
     return render_table(titles, rows, "><" + ">" * (len(titles) - 2), "text")

@@ -18,6 +18,7 @@ from smat_peft.few_shot.classifier import FewShotClassifier
 from smat_peft.few_shot.leave_one_out import images_to_leave_out, leave_one_out
 
 MOST_ROWS = 10  # of a table
+CLEARLY = 2.0  # times as probable as the folder's own class
 
 
 def leave_examples_out(classifier: FewShotClassifier, examples: FolderImages) -> Answers:
@@ -62,7 +63,7 @@ def mislabelled(probabilities: NDArray[np.float64], given: NDArray[np.intp]) -> 
     """Images that look as if they lay in a wrong folder, the clearest first.
 
     Such an image is taken for another class at least as surely as that class's own images are on average (confident
-    learning, Northcutt et al. 2021, eq. 2): not every mistake is one of the folder.
+    learning, Northcutt et al. 2021, eq. 2), and twice as surely as for its own: not every mistake is one of the folder.
 
     Args:
         probabilities: `[N, C]`, of images that were left out.
@@ -72,9 +73,8 @@ def mislabelled(probabilities: NDArray[np.float64], given: NDArray[np.intp]) -> 
     own = probabilities[rows, given]
     best = probabilities.argmax(1)
     sure = {label: own[given == label].mean() for label in np.unique(given)}
-    suspects = [
-        row for row in rows if best[row] != given[row] and probabilities[row, best[row]] >= sure.get(best[row], 1.0)
-    ]
+    least = np.maximum([sure.get(label, 1.0) for label in best], CLEARLY * own)
+    suspects = rows[(best != given) & (probabilities[rows, best] >= least)]
     return sorted(map(int, suspects), key=lambda row: own[row] - probabilities[row, best[row]])
 
 

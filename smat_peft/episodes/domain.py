@@ -64,22 +64,24 @@ class Domain:
     hierarchies: Mapping[str, Hierarchy] = field(default_factory=dict)
     origin: str = ""
     left_out: tuple[str, ...] = ()
+    _split_of: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.class_images:
             raise DataError(f"domain {self.name!r} has no classes")
         if not self.splits:
             object.__setattr__(self, "splits", split_classes(list(self.class_images)))
-        seen: dict[str, str] = {}
+        split_of: dict[str, str] = {}
         for split, names in self.splits.items():
             if split not in ("train", "validation", "test"):
                 raise DataError(f"domain {self.name!r}: unknown split {split!r}; splits are train, validation, test")
             for name in names:
                 if name not in self.class_images:
                     raise DataError(f"domain {self.name!r}: split {split!r} names class {name!r}, which has no images")
-                if name in seen:
-                    raise DataError(f"domain {self.name!r}: class {name!r} is in both {seen[name]!r} and {split!r}")
-                seen[name] = split
+                if name in split_of:
+                    raise DataError(f"domain {self.name!r}: class {name!r} is in both {split_of[name]!r} and {split!r}")
+                split_of[name] = split
+        object.__setattr__(self, "_split_of", split_of)
 
     def classes(self, split: Split) -> list[str]:
         """Names of the classes of a split, `"all"` for every class of the domain."""
@@ -89,6 +91,6 @@ class Domain:
 
     def images(self, split: Split, class_name: str) -> Sequence[Image.Image]:
         """The images of one class of a split, decoded one by one as they are indexed."""
-        if class_name not in self.classes(split):
+        if class_name not in self.class_images or split not in ("all", self._split_of.get(class_name)):
             raise DataError(f"domain {self.name!r} has no class {class_name!r} in split {split!r}")
         return self.class_images[class_name]

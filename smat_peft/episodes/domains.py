@@ -151,10 +151,8 @@ def _expand_builtin(location: str) -> list[str]:
 
 
 def _load_builtin(location: str, options: Mapping[str, str], settings: StoredSettings) -> Domain:
-    from smat_peft.episodes.builtin import builtin_names, load_builtin  # draws with Matplotlib, slow to import
+    from smat_peft.episodes.builtin import load_builtin  # draws with Matplotlib, slow to import
 
-    if location not in builtin_names():
-        raise DataError(f"there is no built-in domain {location!r}; there are {', '.join(builtin_names())}")
     return replace(load_builtin(location), origin=f"builtin:{location}")
 
 

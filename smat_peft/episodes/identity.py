@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from smat_peft.episodes.domain import Domain
+from smat_peft.episodes.domain import Domain, Split
 from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.folders import ImageFiles
@@ -24,7 +25,13 @@ def describe_episodes(episodes: object) -> dict[str, Any]:
     if isinstance(episodes, EpisodeSampler):
         drawn = [dataclasses.asdict(episodes.describe(index)) for index in range(DESCRIBED_EPISODES)]
         return {
-            "domains": {domain.name: _describe_domain(domain, episodes) for domain in episodes.domains},
+            "domains": {
+                domain.name: {
+                    "augmentation": sorted(domain.augment) if episodes.augment else [],
+                    **describe_images(domain, episodes.split),
+                }
+                for domain in episodes.domains
+            },
             "split": episodes.split,
             "transform": str(episodes.transform),
             "ways, shots, queries and draws": digest(drawn),
@@ -53,14 +60,18 @@ def _describe_episode(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _describe_domain(domain: Domain, episodes: EpisodeSampler) -> dict[str, Any]:
-    images = {name: domain.images(episodes.split, name) for name in domain.classes(episodes.split)}
-    files = {name: [path.name for path in of.places] for name, of in images.items() if isinstance(of, ImageFiles)}
+def describe_images(domain: Domain, split: Split) -> dict[str, Any]:
+    """What is known of a split's images without reading one: how many each class has, and names and sizes of files."""
+    images = {name: domain.images(split, name) for name in domain.classes(split)}
+    files = {name: [*map(_describe_file, of.places)] for name, of in images.items() if isinstance(of, ImageFiles)}
     return {
-        "augmentation": sorted(domain.augment) if episodes.augment else [],
         "classes": len(images),
         "images": sum(len(of_class) for of_class in images.values()),
         "names of classes": digest(list(images)),
         "images of each class": digest({name: len(of_class) for name, of_class in images.items()}),
         "names of files": digest(files),
     }
+
+
+def _describe_file(path: Path) -> tuple[str, int]:
+    return path.name, path.stat().st_size if path.is_file() else 0  # one that is gone is reported where it is drawn

@@ -83,7 +83,7 @@ def read_image(file: Path | BinaryIO, name: str = "", *, formats: list[str] = RE
     try:
         with Image.open(file, formats=formats) as opened:
             ImageOps.exif_transpose(opened, in_place=True)
-            return _in_rgb(opened)
+            return in_rgb(opened)
     except Exception as error:  # what Pillow raises depends on where a damaged file breaks off
         raise DataError(
             f"{name or file} cannot be read as an image ({type(error).__name__}: {error}); "
@@ -108,12 +108,16 @@ def _formats(path: Path) -> list[str]:
     return [plugin.format]
 
 
-def _in_rgb(image: Image.Image) -> Image.Image:
-    """A copy, which holds no file."""
+def in_rgb(image: Image.Image) -> Image.Image:
+    """A copy in RGB, which holds no file.
+
+    Raises:
+        DataError: It has values whose range is not known.
+    """
     if image.mode == "P":  # straight to RGB, Pillow warns that a palette's transparency is lost
         image = image.convert("RGBA")
     elif image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would cut off at 255
     elif image.mode in ("I", "F"):
-        raise ValueError("32-bit values, of which it is not known what is white; save it with 8 or 16 bits")
+        raise DataError("32-bit values, of which it is not known what is white; save it with 8 or 16 bits")
     return image.convert("RGB")

@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor
 
 from smat_peft.assets import backbone_source
 from smat_peft.episodes.domain import Augmentation
+from smat_peft.episodes.image_files import in_rgb
 from smat_peft.errors import ConfigurationError
 
 CROP_AREA = (0.08, 1.0)  # share of the image's area; this, the ratio and the tries are RandomResizedCrop's defaults
@@ -107,7 +108,7 @@ class ImageTransform:
     def prepare(self, image: Image.Image, augment: Set[Augmentation] = frozenset()) -> Image.Image:
         """The steps that are the same each time an image is drawn: RGB, and the size unless `"crop"` makes it."""
         if image.mode != "RGB":
-            image = image.convert("RGB")
+            image = in_rgb(image)
         return image if "crop" in augment else self._fit(image)
 
     def finish(self, image: Image.Image, augment: Set[Augmentation], random: RandomState) -> Tensor:

@@ -68,7 +68,7 @@ class EpisodeSampler:
         shots: Support images of each class, drawn anew for each class if not given.
         queries: Most query images of each class; fewer where a class has not so many.
         seed: Another seed gives other episodes.
-        transform: Makes pixels of an image.
+        transform: Makes pixels of an image; if not given, all get the size of the first one, and values from -1 to 1.
         augment: Whether to use the training augmentations that a domain names; by default for the split `"train"` only.
         max_ways: Largest number of classes, where `ways` is drawn.
         max_support: Most support images, where `shots` is drawn.
@@ -94,7 +94,7 @@ class EpisodeSampler:
         queries: int = MAX_QUERIES,
         seed: int = 0,
         *,
-        transform: ImageTransform,
+        transform: ImageTransform | None = None,
         augment: bool | None = None,
         max_ways: int = MAX_WAYS,
         max_support: int = MAX_SUPPORT,
@@ -127,7 +127,7 @@ class EpisodeSampler:
         self.shots = shots
         self.queries = queries
         self.seed = seed
-        self.transform = transform
+        self.transform = transform or _first_image_size(self.domains[0])
         self.augment = split == "train" if augment is None else augment
         self.max_ways = max_ways
         self.max_support = max_support
@@ -235,3 +235,9 @@ def load_episode(
     support, support_labels = pixels(description.support)
     query, query_labels = pixels(description.query)
     return Episode(support, support_labels, query, query_labels, domain.name, description.index)
+
+
+def _first_image_size(domain: Domain) -> ImageTransform:
+    first = next(iter(domain.class_images.values()))[0]
+    size = (first.height, first.width)
+    return ImageTransform(size, resize=size)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from smat_peft.evaluation.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
@@ -28,7 +27,6 @@ def plot_accuracies(evaluations: Mapping[str, Evaluation], path: str | os.PathLi
     """
     domains = next(iter(evaluations.values())).domains
     figure = Figure(figsize=(2 + PANEL_WIDTH * len(evaluations), 1.8 + ROW_HEIGHT * len(domains)), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(evaluations), squeeze=False, sharey=True, sharex=True)[0]
     for axes, (title, evaluation) in zip(panels, evaluations.items(), strict=True):
         _draw(axes, evaluation)

@@ -14,14 +14,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from smat_peft.errors import CheckpointError
-from smat_peft.evaluation.calibration import Calibration, Reliability
 from smat_peft.evaluation.fitting import Fitted
 from smat_peft.evaluation.measuring import Measured
-from smat_peft.evaluation.record_files import SPLITS, read_records, record_file, write_records
-from smat_peft.evaluation.records import Evaluation, Record
+from smat_peft.evaluation.record_files import (
+    BY_DOMAIN,
+    calibration_of,
+    merged_settings,
+    read_records,
+    record_file,
+    record_of,
+    write_records,
+)
+from smat_peft.evaluation.records import Evaluation
 
 
 class Journal:
@@ -94,12 +99,11 @@ class Journal:
         """Write the parquet files, together with the domains that they hold already, and take the text file away."""
         if self.folder is not None:
             others = self.found.of_domains(self.found.domains.keys() - evaluation.domains.keys())
-            splits = {**others.settings[SPLITS], **evaluation.settings[SPLITS]}
             together = Evaluation(
                 [*others.records, *evaluation.records],
                 {**others.calibration, **evaluation.calibration},
                 evaluation.temperatures,
-                {**evaluation.settings, SPLITS: splits},
+                merged_settings([evaluation.settings, others.settings]),
             )
             write_records(self.folder, together)
             self.path.unlink(missing_ok=True)
@@ -123,13 +127,13 @@ class Journal:
                 continue
 
     def _check(self, found: Mapping[str, Any], path: Path) -> None:
-        splits, wanted = found.get(SPLITS, {}), self.settings[SPLITS]
         differ = [
-            f"how episodes of {name} are drawn"
-            for name in splits.keys() & wanted.keys()
-            if splits[name] != wanted[name]
+            what.format(domain)
+            for key, what in BY_DOMAIN.items()
+            for domain, wanted in self.settings[key].items()
+            if found.get(key, {}).get(domain, wanted) != wanted
         ]
-        names = sorted((found.keys() | self.settings.keys()) - {SPLITS})
+        names = sorted((found.keys() | self.settings.keys()) - BY_DOMAIN.keys())
         differ += [
             f"{name} {found.get(name)!r}, now {self.settings.get(name)!r}"
             for name in names
@@ -151,8 +155,4 @@ def _to_plain(measured: Measured) -> dict[str, Any]:
 
 
 def _from_plain(line: dict[str, Any]) -> Measured:
-    before, after = (None if line[part] is None else Reliability(np.array(line[part])) for part in ("before", "after"))
-    weights = line["record"].pop("expert_weights")
-    record = Record(**line["record"], expert_weights=None if weights is None else tuple(weights))
-    assert before is not None
-    return Measured(record, Calibration(before, after))
+    return Measured(record_of(line["record"]), calibration_of(line))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -21,6 +21,7 @@ from smat_peft.episodes.folders import ImageFiles
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeDescription, EpisodeSampler, load_episode
 from smat_peft.errors import DataError
+from smat_peft.files import replacing
 
 PARTS = ("support", "query")
 FILES = "_files"  # after the name of a part
@@ -65,16 +66,13 @@ def write_manifest(path: str | Path, samplers: Iterable[EpisodeSampler], episode
     """Write the first `episodes` episodes of each sampler, each of which has one domain.
 
     Raises:
-        DataError: The file cannot be written.
+        CheckpointError: The file cannot be written.
     """
-    try:
-        with Path(path).open("w", encoding="utf-8") as file:
-            for sampler in samplers:
-                for index in range(episodes):
-                    line = _line(sampler.domains[0], sampler.split, sampler.describe(index))
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise DataError(f"cannot write the episode manifest {path}: {error.strerror}") from error
+    with replacing(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+        for sampler in samplers:
+            for index in range(episodes):
+                line = _line(sampler.domains[0], sampler.split, sampler.describe(index))
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def read_manifest(path: str | Path, domains: Mapping[str, tuple[Domain, Split]]) -> dict[str, list[EpisodeDescription]]:
@@ -103,6 +101,10 @@ def read_manifest(path: str | Path, domains: Mapping[str, tuple[Domain, Split]])
     empty = [name for name, episodes in found.items() if not episodes]
     if empty:
         raise DataError(f"episode manifest {path} has no episodes of {', '.join(empty)}")
+    for name, episodes in found.items():
+        numbers = [episode.index for episode in episodes]
+        if len(set(numbers)) < len(numbers):
+            raise DataError(f"episode manifest {path}: several episodes of {name!r} have one number")
     return found
 
 
@@ -130,10 +132,11 @@ def _description(path: str | Path, domain: Domain, split: Split, line: dict[str,
     missing = [f"class {name!r}" for name in classes if name not in domain.classes(split)]
     parts = {}
     if not missing:
+        numbers = {name: _numbers(name, domain.images(split, name)) for name in classes}
         for part in PARTS:
             named = line.get(part + FILES, line[part])
             parts[part] = tuple(
-                tuple(_place(domain.images(split, name), name, image, missing) for image in of_class)
+                tuple(_place(numbers[name], name, image, missing) for image in of_class)
                 for name, of_class in zip(classes, named, strict=True)
             )
     if missing:
@@ -142,21 +145,28 @@ def _description(path: str | Path, domain: Domain, split: Split, line: dict[str,
             f"episode manifest {path}: domain {domain.name!r} lacks {listed}; "
             "give the images that the manifest was written for"
         )
-    return EpisodeDescription(int(line["index"]), domain.name, classes, parts["support"], parts["query"])
+    support, query, index = parts["support"], parts["query"], line["index"]
+    leaked = any(set(shown) & set(asked) for shown, asked in zip(support, query, strict=True))
+    if leaked or len(set(classes)) < len(classes) or not all(support) or not any(query) or type(index) is not int:
+        raise DataError(
+            f"episode manifest {path}: episode {index!r} of {domain.name!r} is none: it needs a whole number, "
+            "different classes, support images of each, and query images that are not in the support"
+        )
+    return EpisodeDescription(index, domain.name, classes, support, query)
 
 
-def _place(images: Sequence[Image.Image], name: str, image: int | str, missing: list[str]) -> int:
+def _numbers(name: str, images: Sequence[Image.Image]) -> dict[int | str, int]:
+    """Places of a class's images, by themselves and by the names of their files."""
+    places: dict[int | str, int] = {number: number for number in range(len(images))}
+    return places | {f"{name}/{file}": number for number, file in enumerate(_files(images))}
+
+
+def _place(numbers: Mapping[int | str, int], name: str, image: int | str, missing: list[str]) -> int:
     """The place of an image within its class, or -1 and a word about it in `missing`."""
-    if isinstance(image, str):
-        file = PurePosixPath(image).name
-        files = _files(images)
-        if file in files:
-            return files.index(file)
-        missing.append(f"image {image}")
-        return -1
-    if not 0 <= image < len(images):
-        missing.append(f"image {image} of class {name!r}")
-    return image
+    place = numbers.get(image, -1)
+    if place < 0:
+        missing.append(f"image {image}" if isinstance(image, str) else f"image {image} of class {name!r}")
+    return place
 
 
 def _files(images: Sequence[Image.Image]) -> list[str]:

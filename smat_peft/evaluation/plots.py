@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -53,7 +52,6 @@ def plot_curves(log: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) 
     if not panels:
         raise DataError("the training log has no loss, accuracy or sparsity to draw")
     figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel, log)
     figure.savefig(path, dpi=150)

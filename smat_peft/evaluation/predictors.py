@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.errors import ConfigurationError, DataError
-from smat_peft.experts.prototypes import class_means, cosine_logits
+from smat_peft.experts.prototypes import query_logits
 from smat_peft.few_shot.adaptation import PROTOTYPE, classify_episode
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE
 from smat_peft.few_shot.fine_tuning import Adaptation
@@ -63,7 +63,6 @@ class ModelPredictor:
     chooses_rate: bool = False
     batch_size: int = DEFAULT_BATCH_SIZE
 
-    @torch.no_grad()
     def __call__(self, episode: Episode) -> Prediction:
         """Logits of the queries, the expert weights, and the learning rate where weights were fine-tuned."""
         adaptation, support, labels = self.adaptation, episode.support, episode.support_labels
@@ -110,8 +109,7 @@ def feature_predictor(features: FeatureFunction, *, batch_size: int = DEFAULT_BA
             raise ConfigurationError(
                 f"a feature function must give [N, D] for {len(images)} images, got {tuple(found.shape)}"
             )
-        support, query = found[: len(episode.support)], found[len(episode.support) :]
-        return cosine_logits(query, class_means(support, episode.support_labels.to(found.device)))
+        return query_logits(found, episode.support_labels)
 
     return predict
 

@@ -17,7 +17,7 @@ from smat_peft.episodes.cache import ImageCache
 from smat_peft.episodes.domain import Domain, Split
 from smat_peft.episodes.draws import MAX_QUERIES
 from smat_peft.episodes.episode import Episode
-from smat_peft.episodes.identity import describe_episodes, digest
+from smat_peft.episodes.identity import describe_episodes, describe_images, digest
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError, DataError
@@ -28,10 +28,11 @@ from smat_peft.evaluation.manifest import ListedEpisodes, read_manifest
 from smat_peft.evaluation.measuring import Measured, Measurement, Source
 from smat_peft.evaluation.predictors import FeatureFunction, Predictor, as_predictors
 from smat_peft.evaluation.processes import is_main, shared, spread
-from smat_peft.evaluation.record_files import SPLITS
+from smat_peft.evaluation.record_files import IMAGES, SPLITS
 from smat_peft.evaluation.records import ROLE_TITLES, Evaluation, Role
 from smat_peft.few_shot.adaptation import PROTOTYPE
 from smat_peft.few_shot.fine_tuning import Adaptation
+from smat_peft.files import sha256_of
 
 EPISODES_AT_A_TIME = 8  # of each of several processes, which wait for one another after that
 
@@ -128,7 +129,7 @@ def evaluate(
         drawn = {"episodes": episodes, **shape}
     else:
         sources = _listed(manifest, entries, transform, cache)
-        drawn = {"manifest": hashlib.sha256(Path(manifest).read_bytes()).hexdigest()}
+        drawn = {"manifest": sha256_of(Path(manifest))}
     all_settings: dict[str, Any] = {
         **drawn,
         "image_size": transform.size,
@@ -136,6 +137,9 @@ def evaluate(
         "rate_selection": rate_selection,
         "validation": digest(describe_episodes(validation)),
         SPLITS: {entry.domain.name: entry[2:] for entry in entries},
+        IMAGES: {
+            entry.domain.name: digest([str(transform), describe_images(entry.domain, entry.split)]) for entry in entries
+        },
         **(settings or {}),
     }
     folder = Path(output_dir) if output_dir is not None and is_main(accelerator) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from smat_peft.files import replacing
 
 FORMAT_VERSION = 1
 METADATA = b"smat_peft"
-SPLITS = "splits"  # the setting of each domain: the domains of an evaluation may be added to
+SPLITS, IMAGES = "splits", "images"
+BY_DOMAIN = {SPLITS: "how episodes of {} are drawn", IMAGES: "the images of {}, or how they are made into pixels"}
 DIGITS = 5  # after the point, of sums over all queries of a domain
 SCHEMA = pa.schema(
     {
@@ -95,13 +96,22 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> Evaluation:
     parts = [_read(Path(path)) for path in paths]
     if not parts:
         raise CheckpointError(f"there are no files of records in {paths}")
-    splits = {domain: split for part in parts for domain, split in part.settings.get(SPLITS, {}).items()}
     return Evaluation(
         records=[record for part in parts for record in part.records],
         calibration={key: value for part in parts for key, value in part.calibration.items()},
         temperatures={name: value for part in parts for name, value in part.temperatures.items()},
-        settings={**parts[0].settings, SPLITS: splits} if splits else parts[0].settings,
+        settings=merged_settings([part.settings for part in parts]),
     )
+
+
+def merged_settings(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first of several settings, with what all say of each domain: domains may be added to an evaluation."""
+    of_domains = {
+        key: {domain: value for part in parts for domain, value in part.get(key, {}).items()}
+        for key in BY_DOMAIN
+        if any(key in part for part in parts)
+    }
+    return {**parts[0], **of_domains}
 
 
 def _write(path: Path, records: Sequence[Record], evaluation: Evaluation) -> None:
@@ -128,12 +138,9 @@ def _read(path: Path) -> Evaluation:
         about: dict[str, Any] = json.loads((pq.read_metadata(path).metadata or {})[METADATA])
         if about["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version is {about['format_version']!r}, and {FORMAT_VERSION} can be read")
-        records = [_record(row) for row in table.select([field.name for field in fields(Record)]).to_pylist()]
+        records = [record_of(row) for row in table.select([field.name for field in fields(Record)]).to_pylist()]
         name = records[0].predictor
-        calibration = {
-            (name, domain): Calibration(_reliability(parts["before"]), parts["after"] and _reliability(parts["after"]))
-            for domain, parts in about["calibration"].items()
-        }
+        calibration = {(name, domain): calibration_of(parts) for domain, parts in about["calibration"].items()}
         temperature = about["temperature"]
         temperatures = {} if temperature is None else {name: float(temperature)}
         return Evaluation(records, calibration, temperatures, about["settings"])
@@ -142,9 +149,16 @@ def _read(path: Path) -> Evaluation:
         raise CheckpointError(f"{path} is no whole file of records: {reason}") from error
 
 
-def _record(row: dict[str, Any]) -> Record:
-    weights = row.pop("expert_weights")
-    return Record(**row, expert_weights=None if weights is None else tuple(weights))
+def record_of(row: Mapping[str, Any]) -> Record:
+    """A record from its fields, as `dataclasses.asdict` gives them or JSON gives those back."""
+    weights = row["expert_weights"]
+    return Record(**{**row, "expert_weights": None if weights is None else tuple(weights)})
+
+
+def calibration_of(parts: Mapping[str, Any]) -> Calibration:
+    """A calibration from the bins `[3, B]` `before`, and `after` a temperature or None."""
+    after = parts["after"]
+    return Calibration(_reliability(parts["before"]), None if after is None else _reliability(after))
 
 
 def _rounded(reliability: Reliability) -> list[list[float]]:

@@ -116,11 +116,11 @@ class Evaluation:
 
     def average_accuracy(self, predictor: str, role: Role) -> Estimate:
         """Mean over the domains of a role of their mean accuracies."""
-        return average_over_domains([self.accuracy(predictor, domain) for domain in self._of_role(role)])
+        return average_over_domains([self.accuracy(predictor, domain) for domain in self.domains_of(role)])
 
     def average_difference(self, predictor: str, baseline: str, role: Role) -> Estimate:
         """Mean over the domains of a role of their mean paired differences."""
-        return average_over_domains([self.difference(predictor, baseline, domain) for domain in self._of_role(role)])
+        return average_over_domains([self.difference(predictor, baseline, domain) for domain in self.domains_of(role)])
 
     def log_loss(self, predictor: str, domain: str) -> BeforeAfter:
         """Mean negative log-likelihood on a domain's episodes, in nats."""
@@ -145,7 +145,8 @@ class Evaluation:
             calibration={key: value for key, value in self.calibration.items() if key[1] in names},
         )
 
-    def _of_role(self, role: Role) -> list[str]:
+    def domains_of(self, role: Role) -> list[str]:
+        """Names of the domains of a role."""
         return [name for name, its_role in self.domains.items() if its_role == role]
 
     @cached_property

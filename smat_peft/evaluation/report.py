@@ -56,8 +56,7 @@ def format_calibration(evaluation: Evaluation, style: TableStyle = "text") -> st
         for domain, role in evaluation.domains.items()
     ]
     for role in evaluation.roles:
-        domains = [domain for domain, its_role in evaluation.domains.items() if its_role == role]
-        cells = (cell for name in names for cell in _loss_cells(evaluation, name, domains))
+        cells = (cell for name in names for cell in _loss_cells(evaluation, name, evaluation.domains_of(role)))
         rows.append(["average", ROLE_TITLES[role], *cells])
     titles = [f"{name}: {what}" for name in names for what in ("log loss", "calibration error")]
     legend = "Log loss in nats; calibration error in points, ten bins over all queries of a domain."

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from smat_peft.errors import NotFiniteError
-from smat_peft.experts.prototypes import class_means, cosine_logits, require_every_class
+from smat_peft.experts.prototypes import check_labels, class_means, cosine_logits, query_logits
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, batched_features, evaluating, feature_of, running_with
 from smat_peft.few_shot.fine_tuning import Adaptation, fine_tune
 from smat_peft.few_shot.mixing import ExpertMix, mix_experts
@@ -56,9 +56,9 @@ def adapt_to_support(
 
     Raises:
         NotFiniteError: Fine-tuning diverged, or pixels are not finite.
-        DataError: A class has no image.
+        DataError: Labels are not 0 to C-1, one an image, or a class has none.
     """
-    require_every_class(labels)
+    check_labels(labels, support)
     with torch.inference_mode(False), evaluating(model):
         support, labels = (tensor.clone() if tensor.is_inference() else tensor for tensor in (support, labels))
         merged = mix_experts(model, support, labels, experts, batch_size=batch_size)
@@ -109,18 +109,17 @@ def classify_episode(
 
     Raises:
         NotFiniteError: Fine-tuning diverged, or pixels are not finite.
-        DataError: A class has no image.
+        DataError: Labels are not 0 to C-1, one an image, or a class has none.
     """
     if adaptation.takes_steps:
         task = adapt_to_support(model, support, labels, experts=experts, adaptation=adaptation, batch_size=batch_size)
         return classify_queries(model, task, queries, batch_size=batch_size), task.expert_weights
-    require_every_class(labels)
+    check_labels(labels, support)
     with evaluating(model):
         merged = mix_experts(model, support, labels, experts, batch_size=batch_size)
         images = torch.cat([support, queries])
         features = _features(model, images, merged.weights, feature_of(model), batch_size)
-        prototypes = class_means(features[: len(support)], labels.to(features.device))
-        return cosine_logits(features[len(support) :], prototypes), merged.expert_weights
+        return query_logits(features, labels), merged.expert_weights
 
 
 def _features(model: nn.Module, images: Tensor, weights: Mapping[str, Tensor], feature: str, batch_size: int) -> Tensor:

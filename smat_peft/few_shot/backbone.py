@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner import adapters, tasks
-from smat_peft.tuner.features import extract_features
+from smat_peft.tuner.features import extract_features, in_chunks
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.shadow import empty_caches, shadow, unshadow
 from smat_peft.tuner.side import SMATSide
@@ -124,8 +124,7 @@ def batched_features(
 ) -> Float[Tensor, "N D"]:
     """Features of images with the weights in force, so many images at a time, on the model's device."""
     root, device = root_of(model), device_of(model)
-    batches = [extract_features(root, batch.to(device), feature) for batch in images.split(batch_size)]
-    features = torch.cat(batches)
+    features = in_chunks(lambda batch: extract_features(root, batch.to(device), feature), images, batch_size)
     return features.to(torch.promote_types(features.dtype, torch.float32))  # a mean of half-precision ones is coarse
 
 

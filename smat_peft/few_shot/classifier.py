@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from smat_peft.few_shot.inputs import check_images, encode_labels, pixel_batches
 from smat_peft.few_shot.learning_rate import choose_learning_rate
 from smat_peft.few_shot.loading import find_model
 from smat_peft.few_shot.saving import SavedClassifier, read_classifier, write_classifier
+from smat_peft.kinds import is_number, is_whole
 
 NONE_OF_THESE = "none of these"  # what `predict` answers below `reject_below` where classes are strings
 NONE_OF_THESE_NUMBER = -1  # and where they are numbers
@@ -141,10 +143,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             DataError: The images or labels cannot be used; the message says which.
             ConfigurationError: A setting is out of range, or the learning rate so high that fine-tuning diverged.
         """
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not isinstance(self.model, nn.Module):
+            raise ConfigurationError(
+                f"model must be a torch module, got {self.model!r}; FewShotClassifier.from_pretrained takes a name"
+            )
+        for name, least in (("steps", 0), ("seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not is_whole(value) or value < least:
+                raise ConfigurationError(f"{name} must be a whole number, at least {least}, got {value!r}")
         automatic = isinstance(self.learning_rate, str)
-        if automatic and self.learning_rate != "auto":
+        if self.learning_rate != "auto" if automatic else not is_number(self.learning_rate):
             raise ConfigurationError(f"learning_rate must be a number or 'auto', got {self.learning_rate!r}")
         rate = 0.0 if automatic else float(self.learning_rate)
         adaptation = Adaptation(self.adaptation, self.steps, rate, self.augment, seed=self.seed)
@@ -252,7 +260,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return predicted
 
     def __sklearn_clone__(self) -> FewShotClassifier:
-        return type(self)(**self.get_params(deep=False))  # the model is never changed and need not be copied
+        clone = type(self)(**self.get_params(deep=False))  # the model is never changed and need not be copied
+        if hasattr(self, "_metadata_request"):
+            clone._metadata_request = copy.deepcopy(self._metadata_request)
+        return clone
 
     def __sklearn_tags__(self) -> Tags:
         tags: Tags = super().__sklearn_tags__()

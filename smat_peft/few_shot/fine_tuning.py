@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.utils.checkpoint import checkpoint
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.few_shot.augmentation import DiffAugment
 from smat_peft.few_shot.backbone import base_parameters, device_of, plain_copy
 from smat_peft.few_shot.lora import DROPOUT, inject_lora, merged_lora
-from smat_peft.tuner.features import extract_features
+from smat_peft.tuner.features import extract_features, in_chunks
 
 KINDS = ("prototype", "full", "lora")
 
@@ -123,21 +122,12 @@ def _descend(
         raise ConfigurationError(f"{type(backbone).__name__} has no parameters to fine-tune; choose 'prototype'")
     optimizer = AdamW(trained, lr=adaptation.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
     augment: Callable[[Tensor], Tensor] = DiffAugment(adaptation.seed) if adaptation.augment else lambda images: images
+    forward = functools.partial(extract_features, backbone, feature=feature)
     for _ in range(adaptation.steps):
-        clean = _features(backbone, support, feature, batch_size)
+        clean = in_chunks(forward, support, batch_size)
         changed = augment(support)
-        features = clean if changed is support else _features(backbone, changed, feature, batch_size)
+        features = clean if changed is support else in_chunks(forward, changed, batch_size)
         loss = F.cross_entropy(cosine_logits(features, class_means(clean, labels)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-def _features(backbone: nn.Module, images: Tensor, feature: str, batch_size: int) -> Tensor:
-    """Features with gradient; only one part's activations are held at a time."""
-    if len(images) <= batch_size:
-        return extract_features(backbone, images, feature)
-    parts = [
-        checkpoint(extract_features, backbone, part, feature, use_reentrant=False) for part in images.split(batch_size)
-    ]
-    return torch.cat(parts)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from smat_peft.episodes.image_files import open_image
@@ -105,7 +105,7 @@ def _is_missing(label: Any) -> bool:
 
 def _open(image: Any, position: int) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image
+        return ImageOps.exif_transpose(image)
     if isinstance(image, (str, os.PathLike)):
         return open_image(Path(image))
     if isinstance(image, np.ndarray):

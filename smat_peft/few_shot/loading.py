@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 from transformers.utils import find_adapter_config_file, logging
 
 from smat_peft.assets import backbone_source
@@ -118,7 +118,17 @@ def load_backbone(name_or_path: str | Path, *, revision: str | None = None, toke
     """
     with one_line_errors(f"backbone {str(name_or_path)!r}"), _quiet_loading():
         source = backbone_source(name_or_path)
-        model, report = AutoModel.from_pretrained(source, output_loading_info=True, revision=revision, token=token)
+        asked: dict[str, Any] = {"revision": revision, "token": token}
+        config = AutoConfig.from_pretrained(source, **asked)
+        config = getattr(config, "vision_config", config)  # of a model of images and text
+        model, report = AutoModel.from_pretrained(source, config=config, output_loading_info=True, **asked)
+    if model.main_input_name != "pixel_values":
+        raise CheckpointError(
+            f"backbone {str(name_or_path)!r} is a {type(model).__name__}, which takes {model.main_input_name} and not "
+            "images; give a vision model"
+        )
+    if getattr(model.config, "mask_ratio", 0) > 0:
+        model.config.mask_ratio = 0.0  # masked autoencoders hide most of an image for pre-training alone
     unused = tuple(f"{path}." for path in heads_of(model, "auto"))
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
     if missing:

@@ -78,8 +78,10 @@ class MetaTuningArguments:
             self._require(finite, name, "a finite number")
         self._require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)")
         for name, least in (
-            *(("warmup_steps", 0), ("lr_decay_steps", 1)),
-            *(("temperature_episodes", 1), ("max_batch_size", 1)),
+            ("warmup_steps", 0),
+            ("lr_decay_steps", 1),
+            ("temperature_episodes", 1),
+            ("max_batch_size", 1),
         ):
             self._require(getattr(self, name) is None or getattr(self, name) >= least, name, f"at least {least}")
         for name in (

@@ -6,7 +6,6 @@ size and SHA-256 of both, and what run it is of. It is written beside its place,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smat_peft.errors import CheckpointError
-from smat_peft.files import REPLACED, remove_folder, replacing_folder
+from smat_peft.files import REPLACED, remove_folder, replacing_folder, sha256_of
 
 FORMAT_VERSION = 2
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -48,7 +47,7 @@ def save_checkpoint(
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, scratch / TENSORS)
         (scratch / STATE).write_text(json.dumps(state))
         files = {
-            name: {"size": (scratch / name).stat().st_size, "sha256": _digest(scratch / name)}
+            name: {"size": (scratch / name).stat().st_size, "sha256": sha256_of(scratch / name)}
             for name in (TENSORS, STATE)
         }
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "run": run or {}}
@@ -78,7 +77,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} was written by a newer smat_peft (format {written_as}); use that to go on")
     for name, (size, sha256) in written.items():
         file = folder / name
-        if not file.is_file() or file.stat().st_size != size or _digest(file) != sha256:
+        if not file.is_file() or file.stat().st_size != size or sha256_of(file) != sha256:
             raise CheckpointError(f"{file} is not what was written; resume from another checkpoint")
     try:
         tensors, state = load_file(folder / TENSORS), dict(json.loads((folder / STATE).read_text()))
@@ -155,8 +154,3 @@ def refuse_to_go_back(output_dir: Path, checkpoint: Path) -> None:
         raise CheckpointError(
             f"{newest} is newer than {checkpoint}; resume from it, remove it, or choose another --output_dir"
         )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.errors import SmatError
+from smat_peft.tuner.features import in_chunks
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -30,13 +30,8 @@ class Chunks:
         self.size = size
 
     def features(self, backbone: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Features `[N, D]` of images, in chunks that are computed again in the backward pass where they are many."""
-        if self.size is None or len(images) <= self.size:
-            return backbone(images)
-        chunks = images.split(self.size)
-        if not torch.is_grad_enabled():
-            return torch.cat([backbone(chunk) for chunk in chunks])
-        return torch.cat([checkpoint(backbone, chunk, use_reentrant=False) for chunk in chunks])
+        """Features `[N, D]` of images: see [`in_chunks`]."""
+        return in_chunks(backbone, images, self.size)
 
     def within_memory(self, compute: Callable[[], Result], episode: Episode) -> Result:
         """What `compute` returns; where memory runs out, from a second try in smaller chunks.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smat_peft.episodes.episode import Episode
 from smat_peft.errors import ConfigurationError
-from smat_peft.experts.prototypes import class_means, cosine_logits
+from smat_peft.experts.prototypes import class_means, cosine_logits, query_logits
 from smat_peft.experts.router import ExpertWeights, Router
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.chunks import Chunks
@@ -77,7 +77,8 @@ class MetaLearner(nn.Module):
         num_processes: Number of processes.
 
     Raises:
-        ConfigurationError: The backbone is in half precision: small steps from its weights would round away.
+        ConfigurationError: The adapter's weights are frozen. Or the backbone is in half precision: small steps from its
+            weights would round away.
     """
 
     logged = ("accuracy", "sparsity")  # of `statistics`
@@ -96,7 +97,13 @@ class MetaLearner(nn.Module):
         self.process_index = process_index
         self.num_processes = num_processes
         self.adapter_name = active_adapter(model)
-        for layer, name in adapted_parameters(model, self.adapter_name):
+        adapted = list(adapted_parameters(model, self.adapter_name))
+        if not any(layer.smat_delta[self.adapter_name][name].requires_grad for layer, name in adapted):
+            raise ConfigurationError(
+                f"the weights of adapter {self.adapter_name!r} are frozen, so that only its router would learn: "
+                "load it with is_trainable=True, or make it with inference_mode=False"
+            )
+        for layer, name in adapted:
             kind = getattr(layer.get_base_layer(), name).dtype
             if kind.itemsize < torch.float32.itemsize:
                 raise ConfigurationError(
@@ -278,8 +285,7 @@ class MetaLearner(nn.Module):
             routed = route(self.model, class_means(frozen, episode.support_labels))
             with task(self.model, routed.weights):
                 found = self._features(torch.cat([episode.support, episode.query]))
-        prototypes = class_means(found[: len(episode.support)], episode.support_labels)
-        predicted = cosine_logits(found[len(episode.support) :], prototypes).argmax(-1)
+        predicted = query_logits(found, episode.support_labels).argmax(-1)
         return float((predicted == episode.query_labels).float().mean())
 
     def warnings(self) -> list[str]:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from smat_peft.episodes.episode import Episode
-from smat_peft.experts.prototypes import class_means, cosine_logits
+from smat_peft.experts.prototypes import query_logits
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.chunks import Chunks
 from smat_peft.meta_tuning.objective import query_loss
 from smat_peft.tuner.features import extract_features
-from smat_peft.tuner.tasks import evaluation_mode
 
 
 class PrototypeLearner(nn.Module):
@@ -59,8 +58,7 @@ class PrototypeLearner(nn.Module):
     @torch.no_grad()
     def validate(self, episode: Episode) -> float:
         """Query accuracy on one episode."""
-        with evaluation_mode(self):
-            return float(_accuracy(self._logits(episode), episode.query_labels))
+        return float(_accuracy(self._logits(episode), episode.query_labels))
 
     def warnings(self) -> list[str]:
         """What went wrong in a run: there is nothing that could stay unseen."""
@@ -69,9 +67,7 @@ class PrototypeLearner(nn.Module):
     def _logits(self, episode: Episode) -> Tensor:
         backbone = partial(extract_features, self.model.get_base_model())
         features = self.chunks.features(backbone, torch.cat([episode.support, episode.query]))
-        support, query = features.split([len(episode.support), len(episode.query)])
-        prototypes = class_means(support, episode.support_labels)
-        return cosine_logits(query, prototypes, self.arguments.logit_scale)
+        return query_logits(features, episode.support_labels, self.arguments.logit_scale)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.errors import RunStoppedError, SmatError
 from smat_peft.files import moving_into
-from smat_peft.meta_tuning import trial
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.batches import Episodes, batches
 from smat_peft.meta_tuning.best import BestAdapter
@@ -107,11 +106,6 @@ class MetaTrainer:
             self.resume(find_checkpoint(self.output_dir, arguments.resume_from_checkpoint))
 
     @property
-    def best_score(self) -> float | None:
-        """Validation accuracy of the best adapter so far."""
-        return self.best.score
-
-    @property
     def skipped(self) -> int:
         """Updates that were left out."""
         return self.updates.skipped
@@ -176,15 +170,7 @@ class MetaTrainer:
         arguments = self.arguments
         start = step - step % arguments.lr_interval
         end = arguments.max_steps if arguments.lr_decay_steps is None else arguments.lr_decay_steps
-        return warmup_cosine(min(start, end), arguments.learning_rate_warmup, end)
-
-    def measure_seconds(self) -> float:
-        """Seconds of one update, by trying the next, or 0 where none is left; everything is left as it was."""
-        return trial.measure_seconds(self)
-
-    def replay(self, numbers: Sequence[int]) -> list[trial.Replay]:
-        """What the losses of training episodes of these numbers are now; everything is left as it was."""
-        return trial.replay(self, numbers)
+        return 0.0 if start >= end else warmup_cosine(start, arguments.learning_rate_warmup, end)
 
     def batches(self, workers: int) -> Iterator[list[Episode]]:
         """This process's share of each update from the present step on."""

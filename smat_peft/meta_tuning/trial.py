@@ -6,14 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from smat_peft.episodes.episode import Episode
-
-if TYPE_CHECKING:
-    from smat_peft.meta_tuning.trainer import MetaTrainer
+from smat_peft.meta_tuning.trainer import MetaTrainer
 
 
 @dataclass(frozen=True)

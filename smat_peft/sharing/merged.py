@@ -12,7 +12,7 @@ from transformers import ViTImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor
 
 from smat_peft.episodes.images import ImageTransform
-from smat_peft.errors import CheckpointError
+from smat_peft.files import moving_into
 from smat_peft.sharing.model_card import TAGS, is_hub_name
 
 TEMPLATE = """\
@@ -87,14 +87,12 @@ def save_merged(
     Raises:
         CheckpointError: The folder cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        merged: Any = model.merge_and_unload()
-        merged.save_pretrained(folder)
-        image_processor(transform).save_pretrained(folder)
-        write_merged_card(folder, base_model, adapter, specialisation, name=name, license=license)
-    except OSError as error:
-        raise CheckpointError(f"cannot save the merged model to {folder}: {error.strerror}") from error
+    merged: Any = model.merge_and_unload()
+    with moving_into(folder) as scratch:
+        merged.save_pretrained(scratch)
+        image_processor(transform).save_pretrained(scratch)
+        name = name or folder.resolve().name
+        write_merged_card(scratch, base_model, adapter, specialisation, name=name, license=license)
 
 
 def write_merged_card(

@@ -21,8 +21,8 @@ from smat_peft.sharing.reference_names import TORCH_HUB, TRANSFORMERS_4, TRANSFO
 from smat_peft.sharing.reference_report import ConversionReport, make_report
 from smat_peft.tuner.adapters import adapter_gates, adapter_router
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.features import REFERENCE_FEATURE, UNUSED_IN_FEATURES
-from smat_peft.tuner.targets import heads_of
+from smat_peft.tuner.features import REFERENCE_FEATURE
+from smat_peft.tuner.subsets import adaptable
 
 SAME_WEIGHTS = 1e-2  # relative distance: half precision differs by less, another pre-training by far more
 
@@ -72,7 +72,7 @@ def convert_checkpoint(
     mix_evenly: bool = False,
 ) -> tuple[PeftModel, ConversionReport]:
     """[`load_reference_checkpoint`] of a checkpoint that was read, with a report of every key."""
-    parameters = _adapted_parameters(backbone)
+    parameters = {part.name: part.parameter for part in adaptable(backbone, "cls")}
     theirs, ours = _namings(checkpoint, parameters)
     given = _given_keys(checkpoint, router_tensors or {}, mix_evenly)
     tensors = {**checkpoint.tensors, **given}
@@ -104,16 +104,6 @@ def convert_checkpoint(
     model = get_peft_model(backbone, config).eval()
     _fill(model, tensors, rows)
     return model, report
-
-
-def _adapted_parameters(backbone: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a backbone that an adapter for the class token adapts, by name."""
-    left_out = tuple(f"{path}." for path in heads_of(backbone, "cls"))
-    return {
-        name: parameter
-        for name, parameter in backbone.named_parameters()
-        if not name.startswith(left_out) and name.rpartition(".")[2] not in UNUSED_IN_FEATURES
-    }
 
 
 def _namings(checkpoint: ReferenceCheckpoint, parameters: Mapping[str, Tensor]) -> tuple[Naming, Naming]:

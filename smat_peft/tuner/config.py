@@ -5,14 +5,14 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftConfig
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.patterns import PATTERNS
+from smat_peft.kinds import is_number, is_whole
 from smat_peft.tuner.packed import check_header
 
 
@@ -20,6 +20,10 @@ class SMATPeftType(str, enum.Enum):  # noqa: UP042 - PEFT splits str(member) at 
     """SMAT's member of what PEFT keys its methods by; PEFT's own enumeration is closed to packages outside it."""
 
     SMAT = "SMAT"
+
+
+WHOLE = ("num_experts", "router_heads", "router_skill_tokens", "router_temperature_episodes")  # numbers
+NUMBERS = ("target_sparsity", "gate_init_std", "router_mlp_ratio")
 
 
 @dataclass
@@ -73,29 +77,29 @@ class SMATConfig(PeftConfig):
         ```
     """
 
-    num_experts: int = field(default=8, metadata={"help": "Number of experts."})
-    target_sparsity: float = field(default=0.9, metadata={"help": "Share of each expert's gates that is closed."})
-    sparsity_pattern: str = field(default="learned", metadata={"help": "learned, dense, random or magnitude."})
-    gate_granularity: str = field(default="element", metadata={"help": "element or structured."})
-    gate_init_std: float = field(default=0.5, metadata={"help": "Standard deviation of the initial gate logits."})
-    gate_eval: str = field(default="reference", metadata={"help": "Gates of evaluation: reference or train."})
-    router_pooling: str = field(default="mean", metadata={"help": "Task embedding: mean or first."})
-    router_heads: int = field(default=4, metadata={"help": "Attention heads of the router."})
-    router_mlp_ratio: float = field(default=2.0, metadata={"help": "MLP width of the router over the feature width."})
-    router_skill_tokens: int = field(default=4, metadata={"help": "Learned tokens of the router."})
-    router_spectral_norm: bool = field(default=True, metadata={"help": "Spectral norm of the router's weights."})
-    router_temperature: tuple[float, float] = field(default=(5.0, 0.5), metadata={"help": "First, last temperature."})
-    router_temperature_episodes: int = field(default=18_000, metadata={"help": "Episodes between the temperatures."})
-    feature: str = field(default="auto", metadata={"help": "auto, cls, mean, pooler, reference_cls, a module's path."})
-    feature_dim: int | None = field(default=None, metadata={"help": "Width of the feature."})
-    target_modules: str | list[str] | set[str] | None = field(default=None, metadata={"help": "Modules to adapt."})
-    target_parameters: list[str] | None = field(default=None, metadata={"help": "Parameters to adapt."})
-    exclude_modules: str | list[str] | set[str] | None = field(default=None, metadata={"help": "Modules to leave."})
-    layers_to_transform: int | list[int] | None = field(default=None, metadata={"help": "Indices of layers to adapt."})
-    layers_pattern: str | list[str] | None = field(default=None, metadata={"help": "Name of the list of layers."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
-    init_weights: bool = field(default=True, metadata={"help": "Start from a zero delta."})
-    packed: dict[str, Any] | None = field(default=None, metadata={"help": "Header of an adapter in packed form."})
+    num_experts: int = 8
+    target_sparsity: float = 0.9
+    sparsity_pattern: str = "learned"
+    gate_granularity: str = "element"
+    gate_init_std: float = 0.5
+    gate_eval: str = "reference"
+    router_pooling: str = "mean"
+    router_heads: int = 4
+    router_mlp_ratio: float = 2.0
+    router_skill_tokens: int = 4
+    router_spectral_norm: bool = True
+    router_temperature: tuple[float, float] = (5.0, 0.5)
+    router_temperature_episodes: int = 18_000
+    feature: str = "auto"
+    feature_dim: int | None = None
+    target_modules: str | list[str] | set[str] | None = None
+    target_parameters: list[str] | None = None
+    exclude_modules: str | list[str] | set[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    init_weights: bool = True
+    packed: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,8 +107,13 @@ class SMATConfig(PeftConfig):
         if self.packed is not None:
             check_header(self.packed)
         self._check_types()
-        start, end = self.router_temperature
+        start, end = map(float, self.router_temperature)
         self.router_temperature = (start, end)
+        for name in WHOLE:  # numbers of NumPy could not be saved
+            setattr(self, name, int(getattr(self, name)))
+        for name in NUMBERS:
+            setattr(self, name, float(getattr(self, name)))
+        self.feature_dim = None if self.feature_dim is None else int(self.feature_dim)
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
@@ -117,13 +126,13 @@ class SMATConfig(PeftConfig):
         self._require(0 <= self.target_sparsity < 1, "target_sparsity", "in [0, 1)")
         self._require_choice("sparsity_pattern", ("learned", *PATTERNS))
         self._require_choice("gate_granularity", ("element", "structured"))
-        self._require(self.gate_init_std >= 0, "gate_init_std", "at least 0")
+        self._require(0 <= self.gate_init_std < math.inf, "gate_init_std", "at least 0 and finite")
         self._require_choice("gate_eval", ("reference", "train"))
         self._require_choice("router_pooling", ("mean", "first"))
         self._require(self.router_heads >= 1, "router_heads", "at least 1")
         self._require(0 < self.router_mlp_ratio < math.inf, "router_mlp_ratio", "above 0 and finite")
         self._require(self.router_skill_tokens >= 0, "router_skill_tokens", "at least 0")
-        self._require(start >= end > 0, "router_temperature", "(start, end) with start >= end > 0")
+        self._require(math.inf > start >= end > 0, "router_temperature", "(start, end), finite, with start >= end > 0")
         self._require(self.router_temperature_episodes >= 1, "router_temperature_episodes", "at least 1")
         self._require(self.feature_dim is None or self.feature_dim >= 1, "feature_dim", "at least 1, or None")
 
@@ -137,14 +146,15 @@ class SMATConfig(PeftConfig):
         return self.feature_dim is not None and self.sparsity_pattern != "dense"
 
     def _check_types(self) -> None:
-        for name in ("num_experts", "router_heads", "router_skill_tokens", "router_temperature_episodes"):
-            self._require(_is_whole(getattr(self, name)), name, "a whole number")
-        self._require(self.feature_dim is None or _is_whole(self.feature_dim), "feature_dim", "a whole number, or None")
-        for name in ("target_sparsity", "gate_init_std", "router_mlp_ratio"):
-            self._require(_is_number(getattr(self, name)), name, "a number")
+        for name in WHOLE:
+            self._require(is_whole(getattr(self, name)), name, "a whole number")
+        self._require(self.feature_dim is None or is_whole(self.feature_dim), "feature_dim", "a whole number, or None")
+        for name in NUMBERS:
+            self._require(is_number(getattr(self, name)), name, "a number")
+        self._require(isinstance(self.init_weights, bool), "init_weights", "True or False")
         self._require(isinstance(self.feature, str), "feature", "the name of a feature")
         pair = self.router_temperature
-        is_pair = isinstance(pair, Sequence) and len(pair) == 2 and all(map(_is_number, pair))
+        is_pair = isinstance(pair, Sequence) and len(pair) == 2 and all(map(is_number, pair))
         self._require(is_pair, "router_temperature", "two numbers, the first and the last temperature")
 
     def _require(self, holds: bool, name: str, wanted: str) -> None:
@@ -154,11 +164,3 @@ class SMATConfig(PeftConfig):
     def _require_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value: Any = getattr(self, name)
         self._require(value in choices, name, "one of " + ", ".join(choices))
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

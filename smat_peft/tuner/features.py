@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.class_token import class_token_alone
@@ -62,6 +63,14 @@ def feature_width(model: nn.Module) -> int | None:
     return None if width is None else int(width)
 
 
+def in_chunks(forward: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
+    """Features `[N, D]` of images; of more than `size` in parts, which the backward pass computes again."""
+    if size is None or len(images) <= size:
+        return forward(images)
+    run = functools.partial(checkpoint, forward, use_reentrant=False) if torch.is_grad_enabled() else forward
+    return torch.cat([run(part) for part in images.split(size)])
+
+
 def extract_features(model: nn.Module, pixel_values: Tensor, feature: str = "auto") -> Tensor:
     """Features `[N, D]` of images `[N, 3, H, W]`.
 
@@ -99,6 +108,11 @@ def extract_features(model: nn.Module, pixel_values: Tensor, feature: str = "aut
 
 
 def _call(module: nn.Module, pixel_values: Tensor) -> Any:
+    if getattr(getattr(module, "config", None), "mask_ratio", 0) > 0:
+        raise ConfigurationError(
+            f"{type(module).__name__} hides a random part of each image, so that its features are random, too: set "
+            "model.config.mask_ratio = 0"
+        )
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), pixel_values.dtype)
     if _takes(type(module).forward, "interpolate_pos_encoding"):
         return module(pixel_values.to(dtype), interpolate_pos_encoding=True)

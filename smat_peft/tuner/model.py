@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -134,7 +135,9 @@ class SMATModel(BaseTuner):
         root = getattr(model, "_orig_mod", model)  # below a compiled model's own wrapper
         self._state = next((layer.state for layer in adapters.smat_layers(model)), None) or SharedState(root)
         self._tied = tied_parameters(root)
-        given: SMATConfig = self.peft_config[adapter_name]
+        # What is found out about this model goes into a copy: the user's own may be for another model next.
+        given: SMATConfig = copy.copy(self.peft_config[adapter_name])
+        self.peft_config[adapter_name] = given
         if given.packed is not None and not given.inference_mode:
             refuse_training(adapter_name)
         super().inject_adapter(

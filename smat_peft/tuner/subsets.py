@@ -16,7 +16,7 @@ ATTENTION = ("attention", "attn")
 EMBEDDING = ("embed",)
 
 
-class Scalars(NamedTuple):
+class OwnedParameter(NamedTuple):
     """A parameter of a backbone: its full name, the module that owns it, and itself."""
 
     name: str
@@ -29,7 +29,7 @@ class Subset:
     """Which parameters; `choose` is given them in the backbone's order, and the share of scalars that is wanted."""
 
     about: str
-    choose: Callable[[list[Scalars], float], list[Scalars]]
+    choose: Callable[[list[OwnedParameter], float], list[OwnedParameter]]
 
     def __call__(self, backbone: nn.Module, feature: str, share: float) -> list[str]:
         """Names of the parameters, for `SMATConfig(target_parameters=...)`.
@@ -43,11 +43,11 @@ class Subset:
         return [part.name for part in chosen]
 
 
-def adaptable(backbone: nn.Module, feature: str) -> list[Scalars]:
+def adaptable(backbone: nn.Module, feature: str) -> list[OwnedParameter]:
     """The parameters that an adapter of the whole backbone has a delta for, in their order."""
     heads, tied = tuple(f"{path}." for path in heads_of(backbone, feature)), tied_parameters(backbone)
     return [
-        Scalars(full_name, owner, parameter)
+        OwnedParameter(full_name, owner, parameter)
         for path, owner in base_modules(backbone)
         for name in own_parameters(owner)
         if not (full_name := f"{path}.{name}" if path else name).startswith(heads)
@@ -62,33 +62,33 @@ def share_of_parameters(backbone: nn.Module, feature: str, names: Iterable[str])
     return _size(part for part in parts if part.name in chosen) / _size(parts)
 
 
-def _size(parts: Iterable[Scalars]) -> int:
+def _size(parts: Iterable[OwnedParameter]) -> int:
     return sum(part.parameter.numel() for part in parts)
 
 
-def _is_in(part: Scalars, words: tuple[str, ...]) -> bool:
+def _is_in(part: OwnedParameter, words: tuple[str, ...]) -> bool:
     return any(word in part.name for word in words)
 
 
-def _attention(parts: list[Scalars], share: float) -> list[Scalars]:
+def _attention(parts: list[OwnedParameter], share: float) -> list[OwnedParameter]:
     return [part for part in parts if _is_in(part, ATTENTION) and "Norm" not in type(part.owner).__name__]
 
 
-def _mlp(parts: list[Scalars], share: float) -> list[Scalars]:
+def _mlp(parts: list[OwnedParameter], share: float) -> list[OwnedParameter]:
     others = [part for part in parts if not _is_in(part, ATTENTION) and not _is_in(part, EMBEDDING)]
     return [part for part in others if isinstance(part.owner, nn.Linear)]
 
 
-def _norms(parts: list[Scalars], share: float) -> list[Scalars]:
+def _norms(parts: list[OwnedParameter], share: float) -> list[OwnedParameter]:
     return [part for part in parts if "Norm" in type(part.owner).__name__]
 
 
-def _biases(parts: list[Scalars], share: float) -> list[Scalars]:
+def _biases(parts: list[OwnedParameter], share: float) -> list[OwnedParameter]:
     return [part for part in parts if part.name.endswith("bias")]
 
 
-def _first(parts: list[Scalars], share: float) -> list[Scalars]:
-    wanted, chosen = share * _size(parts), list[Scalars]()
+def _first(parts: list[OwnedParameter], share: float) -> list[OwnedParameter]:
+    wanted, chosen = share * _size(parts), list[OwnedParameter]()
     for part in parts:
         if _size(chosen) >= wanted:
             break
@@ -96,13 +96,13 @@ def _first(parts: list[Scalars], share: float) -> list[Scalars]:
     return chosen
 
 
-def _last(parts: list[Scalars], share: float) -> list[Scalars]:
+def _last(parts: list[OwnedParameter], share: float) -> list[OwnedParameter]:
     return _first(parts[::-1], share)
 
 
 SUBSETS: dict[str, Subset] = {
-    "attention": Subset("attention, at random where that is too many", _attention),
-    "mlp": Subset("the linear layers outside attention, at random where that is too many", _mlp),
+    "attention": Subset("attention", _attention),
+    "mlp": Subset("the linear layers outside attention", _mlp),
     "first-layers": Subset("the parameters nearest to the image", _first),
     "last-layers": Subset("the parameters nearest to the feature", _last),
     "norms": Subset("the normalisation layers", _norms),

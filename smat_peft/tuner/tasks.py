@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.compiled import COUNTS, Count, Merge, compile_passes
-from smat_peft.experts.prototypes import class_means, require_every_class
+from smat_peft.experts.prototypes import check_labels, class_means
 from smat_peft.experts.router import ExpertWeights, even_weights
 from smat_peft.tuner.adapters import (
     active_adapter,
@@ -163,10 +163,10 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, keep_gates:
 
     Raises:
         ConfigurationError: An adapter is merged, or not exactly one is active.
-        DataError: A class between two others has no image.
+        DataError: Labels are not 0 to C-1, one an image, or a class between two others has none.
     """
     state, adapter_name = unmerged_state(model), active_adapter(model)
-    require_every_class(labels)
+    check_labels(labels, pixel_values)
     if adapter_router(model) is None:
         weights = even_mix(model)
     else:

@@ -301,3 +301,24 @@ def test_python_runs_it_as_a_module():
     )
     assert ended.returncode == 0, ended.stderr
     assert "python -m smat_peft.classify examples/ photos/" in ended.stdout
+
+
+def test_a_class_that_is_called_as_a_rejection_answers_is_refused(support, photos, backbone, capsys):
+    (support / "red").rename(support / "none of these")
+    found = failure(capsys, support, photos, "--model", backbone, "--reject_below", 0.5)
+    assert "a class is called 'none of these', as --reject_below answers" in found
+
+
+def test_an_interrupt_is_one_line(support, photos, backbone, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FewShotClassifier, "fit", interrupted)
+    assert call(support, photos, "--model", backbone) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "stopped"
+
+
+@pytest.mark.parametrize(("option", "suffix"), [("--output", ".csv"), ("--sheet", ".html")])
+def test_a_file_that_cannot_be_written_is_one_clear_error(support, photos, backbone, capsys, option, suffix):
+    assert call(support, photos, "--model", backbone, option, f"/proc/answers{suffix}") == 2
+    assert "error: cannot write /proc/answers" in capsys.readouterr().err

@@ -33,6 +33,11 @@ def test_only_an_image_that_another_class_would_take_for_its_own_looks_mislabell
     assert mislabelled(probabilities, given) == [2, 6]
 
 
+def test_two_classes_as_good_as_equal_make_no_image_look_mislabelled():
+    probabilities = np.array([[0.494, 0.506], [0.499, 0.501], [0.51, 0.49], [0.505, 0.495]])
+    assert mislabelled(probabilities, np.array([0, 0, 1, 1])) == []
+
+
 def test_a_class_that_cannot_be_sure_of_itself_takes_no_image_from_another():
     probabilities = np.array([[0.4, 0.6, 0.0], [0.9, 0.1, 0.0]])
     assert mislabelled(probabilities, np.array([0, 0])) == []  # no image of class 1 was left out

@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
+from smat_peft.commands import plan
 from smat_peft.commands.classify import main as classify
 from smat_peft.commands.meta_tune import main, parse
 from smat_peft.episodes import folders
@@ -181,7 +182,7 @@ def test_the_image_cache_saves_reading_and_changes_nothing(trained, world, tmp_p
     reads: list[Path] = []
     read = folders.open_image
     monkeypatch.setattr(folders, "open_image", lambda path: reads.append(path) or read(path))
-    monkeypatch.setattr("smat_peft.commands.plan.shared_content", lambda *_: [])  # reads images, too
+    monkeypatch.setattr("smat_peft.commands.protocol.shared_content", lambda *_: [])  # reads images, too
     counts = {}
     for mebibytes in (0, 1):
         assert main(words(world, tmp_path / f"{mebibytes}", dataloader_cache_mib=mebibytes)) == 0
@@ -198,16 +199,15 @@ def test_the_plan_is_printed_before_the_first_update(world, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(MetaTrainer, "update", stop)
-    monkeypatch.setattr(MetaTrainer, "measure_seconds", lambda _: 45.0)
-    with pytest.raises(KeyboardInterrupt):
-        main(words(world, tmp_path / "run"))
-    plan = capsys.readouterr().out
-    assert re.search(r"2 experts over 7\.\d k parameters", plan)
-    assert "4 updates of 2 episodes" in plan
-    assert "on 1 x cpu with 1 threads, precision no" in plan
-    assert "45.00 s an update without loading images, 3 min for training" in plan
-    assert re.search(r"green +ID +5 +24/5/5 +4", plan)
-    assert re.search(r"other +test-OOD +6 +-/-/all +4", plan)
+    monkeypatch.setattr(plan, "measure_seconds", lambda _: 45.0)
+    assert main(words(world, tmp_path / "run")) == 130
+    printed = capsys.readouterr().out
+    assert re.search(r"2 experts over 7\.\d k parameters", printed)
+    assert "4 updates of 2 episodes" in printed
+    assert "on 1 x cpu with 1 threads, precision no" in printed
+    assert "45.00 s an update without loading images, 3 min for training" in printed
+    assert re.search(r"green +ID +5 +24/5/5 +4", printed)
+    assert re.search(r"other +test-OOD +6 +-/-/all +4", printed)
 
 
 def test_the_plan_warns_of_what_training_shares_with_other_domains(world, tmp_path, capsys):
@@ -233,6 +233,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(world, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_needs_no_folder_of_its_own(trained, world, capsys):
+    assert main([*words(world, trained[0]), "--dry_run"]) == 0
+    assert "4 updates of 2 episodes" in capsys.readouterr().out
+
+
 def test_the_plan_says_what_is_neither_validated_nor_tested(world, tmp_path, capsys):
     assert main([*words(world, tmp_path, evaluation_episodes=0, validation_episodes=0), "--dry_run"]) == 0
     plan = capsys.readouterr().out
@@ -252,8 +257,7 @@ def test_an_interrupted_run_ends_with_the_same_adapter_and_figures(trained, worl
 
     with monkeypatch.context() as patch:
         patch.setattr(MetaTrainer, "update", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            main(words(world, run, checkpointing_steps=1))
+        assert main(words(world, run, checkpointing_steps=1)) == 130
     assert main(words(world, run, checkpointing_steps=1, resume_from_checkpoint="latest")) == 0
     assert (run / ADAPTER).read_bytes() == (output / ADAPTER).read_bytes()
     resumed, undisturbed = metrics(run), metrics(output)

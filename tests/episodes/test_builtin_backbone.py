@@ -75,15 +75,6 @@ def test_distortions_of_no_strength_change_nothing_and_of_full_strength_stay_in_
     assert other.abs().max() <= 1
 
 
-def test_the_learning_rate_warms_up_and_falls_to_nothing(script):
-    rates = [script.rate_at(share) for share in (0.0, 0.025, 0.05, 0.5, 1.0)]
-    assert rates[0] == pytest.approx(0.0)
-    assert rates[1] == pytest.approx(0.5)
-    assert rates[2] == pytest.approx(1.0)
-    assert 0 < rates[3] < 1
-    assert rates[4] == pytest.approx(0.0)
-
-
 def test_the_script_learns_its_classes_and_leaves_a_folder_that_loads(script, tmp_path, monkeypatch):
     colours = torch.tensor([[250, 10, 10], [10, 250, 10], [10, 10, 250]], dtype=torch.uint8)
     labels = torch.arange(3).repeat(8)

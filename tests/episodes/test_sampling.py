@@ -299,3 +299,10 @@ def test_fixed_shots_need_no_place_for_as_many_support_images_as_classes() -> No
 def test_episodes_are_numbered_from_zero() -> None:
     with pytest.raises(IndexError, match="-1"):
         make_sampler()[-1]
+
+
+def test_without_a_transform_all_images_get_the_size_of_the_first() -> None:
+    images = {name: [Image.new("RGB", (6, 4), "white"), Image.new("RGB", (9, 9))] for name in "abcde"}
+    episode = EpisodeSampler([Domain("d", images)], "all", shots=1)[0]
+    assert episode.support.shape[1:] == (3, 4, 6)
+    assert {*episode.support.unique().tolist(), *episode.query.unique().tolist()} == {-1.0, 1.0}

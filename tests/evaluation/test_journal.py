@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 
-from smat_peft import evaluate
+from smat_peft import evaluate, load_domain
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.errors import CheckpointError
 from smat_peft.evaluation.record_files import read_records
@@ -175,3 +176,36 @@ def test_a_damaged_beginning_is_one_clear_error(run, tmp_path):
     path.write_text("not JSON\n")
     with pytest.raises(CheckpointError, match="is damaged; delete it"):
         run()
+
+
+def test_records_of_other_images_or_other_pixels_are_refused(make_domain, transform, tmp_path):
+    def measured(images=5, **changes):
+        def predict(episode):
+            return torch.zeros(len(episode.query), episode.ways)
+
+        settings = {"transform": transform, "episodes": 1, "progress": False, "output_dir": tmp_path}
+        return evaluate({"mine": predict}, [("id", make_domain("a", images=images), "all")], **settings | changes)
+
+    measured()
+    with pytest.raises(CheckpointError, match="the images of a, or how they are made into pixels"):
+        measured(images=6)
+    with pytest.raises(CheckpointError, match="the images of a, or how they are made into pixels"):
+        measured(transform=dataclasses.replace(transform, mean=(0.1, 0.1, 0.1)))
+    measured()
+
+
+def test_records_of_a_folder_whose_files_have_changed_are_refused(transform, tmp_path):
+    for name in "abcde":
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (16, 16)).save(tmp_path / "birds" / name / f"{number}.png")
+
+    def measured():
+        domain = load_domain(f"folder:{tmp_path / 'birds'}")
+        settings = {"transform": transform, "episodes": 1, "progress": False, "output_dir": tmp_path / "records"}
+        return evaluate(lambda pixels: pixels.flatten(1), [("id", domain, "all")], **settings)
+
+    measured()
+    Image.effect_noise((16, 16), 50).save(tmp_path / "birds" / "a" / "0.png")
+    with pytest.raises(CheckpointError, match="the images of birds"):
+        measured()

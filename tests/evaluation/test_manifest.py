@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from smat_peft import evaluate, load_domain
-from smat_peft.errors import DataError
+from smat_peft.errors import CheckpointError, DataError
 from smat_peft.evaluation.manifest import write_manifest
 from smat_peft.evaluation.protocol import EvaluationDomain, episode_samplers
 
@@ -119,5 +119,27 @@ def test_a_manifest_that_does_not_fit_is_one_clear_error(written, make_domain, t
     path.write_text('{"domain": "b", "split": "all"}\n')
     with pytest.raises(DataError, match="cannot be read: KeyError"):
         queries([("id", make_domain("b"), "all")], transform, manifest=path)
-    with pytest.raises(DataError, match="cannot write the episode manifest"):
-        write_manifest(tmp_path / "no" / "folder.jsonl", [], 1)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot write"):
+        write_manifest(tmp_path / "file" / "episodes.jsonl", [], 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[0].update(query_files=lines[0]["support_files"]),
+        lambda lines: lines[0].update(index=1.5),
+        lambda lines: lines[0].update(classes=lines[0]["classes"][:1] * len(lines[0]["classes"])),
+        lambda lines: lines[0].update(query_files=[[] for _ in lines[0]["classes"]]),
+        lambda lines: lines[1].update(index=0),
+        lambda lines: lines[0]["query_files"][0].__setitem__(0, "another class/0.png"),
+    ],
+    ids=["query in support", "no whole number", "one class", "no query", "twice", "file of another class"],
+)
+def test_episodes_that_are_none_are_refused(written, transform, change):
+    domains, path = written
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    change(lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=r"is none: it needs|have one number|lacks"):
+        queries(domains, transform, manifest=path)

@@ -13,6 +13,7 @@ from smat_peft.episodes.episode import Episode
 from smat_peft.errors import SmatError
 from smat_peft.meta_tuning.checkpoints import checkpoints
 from smat_peft.meta_tuning.processes import create_accelerator
+from smat_peft.meta_tuning.trial import replay
 from tests.faults.small_run import NoiseEpisodes, assert_same, end_of, make_trainer, noise_episode, resume
 
 
@@ -100,20 +101,20 @@ def test_several_updates_in_a_row_stop_the_run_with_a_checkpoint_to_replay_them_
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
     trainer = resume(tmp_path / "run", train, **settings)
     before = {name: tensor.clone() for name, tensor in trainer.tensors.all().items()}
-    replays = trainer.replay(range(2, 6))
+    found = replay(trainer, range(2, 6))
     assert_same(trainer.tensors.all(), before)
-    sums = {replay.episode.index: sum(replay.terms.values()) for replay in replays}
+    sums = {each.episode.index: sum(each.terms.values()) for each in found}
     assert {index for index, total in sums.items() if not torch.isfinite(torch.tensor(total))} == {3, 4}
-    norms = {replay.episode.index for replay in replays if torch.isfinite(torch.tensor(replay.gradient_norm))}
+    norms = {each.episode.index for each in found if torch.isfinite(torch.tensor(each.gradient_norm))}
     assert norms == {2, 5}
 
 
 def test_a_replayed_episode_has_the_loss_that_it_has_alone(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run", episodes_per_step=2)
-    (replay,) = trainer.replay([5])
+    (seen,) = replay(trainer, [5])
     alone = make_trainer(tmp_path / "alone", episodes_per_step=1)
     terms = alone.learner([noise_episode(5)])
-    assert replay.terms == pytest.approx({name: term.item() for name, term in terms.items()})
+    assert seen.terms == pytest.approx({name: term.item() for name, term in terms.items()})
 
 
 def too_large() -> None:

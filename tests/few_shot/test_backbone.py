@@ -3,10 +3,13 @@
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEModel
 
-from smat_peft.errors import ConfigurationError
+from smat_peft.errors import CheckpointError, ConfigurationError
+from smat_peft.few_shot import load_backbone
 from smat_peft.few_shot.backbone import base_parameters, frozen_features, plain_copy, running_with
 from smat_peft.tuner import tasks
+from smat_peft.tuner.features import extract_features
 from tests.tuner.backbones import BACKBONES, assert_same, outputs, task_images
 
 
@@ -68,3 +71,31 @@ def test_weights_are_in_force_inside_the_block_only_and_other_names_are_refused(
         running_with(model, {"layernorm.scale": torch.zeros(16)}),
     ):
         pass
+
+
+def test_of_a_model_of_images_and_text_the_vision_model_is_taken(tmp_path):
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = vision | {"vocab_size": 50, "projection_dim": 8}
+    whole = CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"image_size": 16, "patch_size": 8}))
+    whole.save_pretrained(tmp_path)
+    loaded, images = load_backbone(tmp_path), torch.randn(2, 3, 16, 16)
+    expected = whole.vision_model(images).pooler_output
+    torch.testing.assert_close(extract_features(loaded, images), expected)
+
+
+def test_a_model_of_text_is_refused(tmp_path):
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="is a BertModel, which takes input_ids and not images"):
+        load_backbone(tmp_path)
+
+
+def test_a_masked_autoencoder_sees_the_whole_image(tmp_path):
+    config = ViTMAEConfig(image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    hiding = ViTMAEModel(config)
+    hiding.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ConfigurationError, match=r"set model\.config\.mask_ratio = 0"):
+        extract_features(hiding, images)
+    loaded = load_backbone(tmp_path)
+    torch.testing.assert_close(extract_features(loaded, images), extract_features(loaded, images))

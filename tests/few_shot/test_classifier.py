@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import confusion_matrix, log_loss
@@ -277,7 +278,7 @@ def test_images_without_an_image_processor_are_an_error_and_pixels_are_not(make_
 
 
 def test_a_batch_size_below_one_is_an_error(make_vit, transform, examples):
-    with pytest.raises(ConfigurationError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ConfigurationError, match="batch_size must be a whole number, at least 1, got 0"):
         FewShotClassifier(make_vit(), transform, batch_size=0).fit(*examples)
 
 
@@ -350,7 +351,7 @@ def test_a_learning_rate_that_diverges_is_an_error(smat_vit, transform, examples
         ({"adaptation": "adapter"}, "adaptation must be prototype, full or lora, got 'adapter'"),
         ({"learning_rate": "best"}, "a number or 'auto', got 'best'"),
         ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
-        ({"steps": -1}, "steps must be at least 0"),
+        ({"steps": -1}, "steps must be a whole number, at least 0"),
     ],
 )
 def test_settings_out_of_range_are_named_when_they_are_used(make_vit, transform, examples, settings, message):
@@ -476,3 +477,32 @@ def test_an_adapter_of_another_method_is_merged_and_can_be_fine_tuned(backbone_f
     loaded.set_params(adaptation="lora", steps=1, learning_rate=1e-3).fit(*examples).save(tmp_path / "mine")
     with pytest.raises(CheckpointError, match="give it as model"):
         FewShotClassifier.load(tmp_path / "mine")
+
+
+def test_settings_of_a_wrong_kind_are_named(make_vit, examples, transform):
+    images, names = examples
+    for settings, reason in [
+        ({"model": "a name"}, "model must be a torch module"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number"),
+        ({"learning_rate": None}, "learning_rate must be a number or 'auto'"),
+    ]:
+        classifier = FewShotClassifier(make_vit(), transform).set_params(**settings)
+        with pytest.raises(ConfigurationError, match=reason):
+            classifier.fit(images, names)
+
+
+def test_pictures_of_16_bits_and_turned_ones_are_read_as_their_files_are(make_vit, examples, transform, tmp_path):
+    classifier = FewShotClassifier(make_vit(), transform).fit(*examples)
+    deep = Image.fromarray((np.arange(256).reshape(16, 16) * 256).astype(np.uint16))
+    deep.save(tmp_path / "deep.png")
+    turned = examples[0][0].copy()
+    turned.putpixel((0, 0), (255, 255, 255))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    with Image.open(tmp_path / "turned.png") as opened:
+        given = classifier.predict_proba([deep, opened])
+    np.testing.assert_allclose(given, classifier.predict_proba([tmp_path / "deep.png", tmp_path / "turned.png"]))
+    with pytest.raises(DataError, match="32-bit values"):
+        classifier.predict([Image.new("F", (16, 16))])

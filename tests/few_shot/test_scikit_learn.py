@@ -6,6 +6,7 @@ that makes images of a table's rows, one pixel a column; what it adds, checks of
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict, cross_val_score
@@ -115,3 +116,9 @@ def test_a_clone_shares_the_model_and_nothing_that_was_fitted(classifier, exampl
     assert copied.model is classifier.model
     assert copied.steps == 7
     assert not hasattr(copied, "task_")
+
+
+def test_a_clone_keeps_what_was_requested(make_vit):
+    with sklearn.config_context(enable_metadata_routing=True):
+        classifier = FewShotClassifier(make_vit()).set_predict_request(reject_below=True)
+        assert clone(classifier).get_metadata_routing().predict.requests["reject_below"] is True

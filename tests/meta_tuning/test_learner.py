@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from smat_peft import SMATConfig
 from smat_peft.episodes.episode import Episode
+from smat_peft.errors import ConfigurationError
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.tuner.adapters import sparsity
@@ -275,3 +277,11 @@ def test_a_backbone_in_double_precision_learns_in_it(make_learner: Any, make_vit
     expected = make_learner()([episode])
     for name, term in learner([doubled]).items():
         torch.testing.assert_close(term.float(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_whose_weights_are_frozen_is_refused(make_vit: Any, tmp_path: Path) -> None:
+    get_peft_model(make_vit(), SMATConfig(num_experts=2)).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_vit(), tmp_path)
+    with pytest.raises(ConfigurationError, match="are frozen, so that only its router would learn: load it with is_tr"):
+        MetaLearner(loaded, MetaTuningArguments())
+    MetaLearner(PeftModel.from_pretrained(make_vit(), tmp_path, is_trainable=True), MetaTuningArguments())

@@ -21,18 +21,10 @@ from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from smat_peft.meta_tuning.schedules import warmup_cosine
 from smat_peft.meta_tuning.trainer import MetaTrainer
+from smat_peft.meta_tuning.trial import measure_seconds
 from smat_peft.tuner.adapters import find_router
+from tests.faults.small_run import noise_episode
 from tests.golden_state import adapter_parameters
-
-WAYS, SHOTS = 3, 2
-
-
-def noise_episode(index: int) -> Episode:
-    generator = torch.Generator().manual_seed(index)
-    labels = torch.arange(WAYS).repeat(SHOTS)
-    centres = torch.randn(WAYS, 3, 16, 16, generator=generator)
-    support, query = (centres[labels] + torch.randn(len(labels), 3, 16, 16, generator=generator) for _ in range(2))
-    return Episode(support, labels, query, labels, "noise", index)
 
 
 class NoiseEpisodes:
@@ -142,7 +134,7 @@ def test_the_adapter_that_validated_best_is_the_one_that_is_left(make_trainer: A
 
     trainer._validate = validate
     trainer.train()
-    assert trainer.best_score == pytest.approx(0.9)
+    assert trainer.best.score == pytest.approx(0.9)
     for name, tensor in adapter(trainer).items():
         assert torch.equal(tensor, seen[1][name]), name
     assert not all(torch.equal(seen[1][name], seen[2][name]) for name in seen[1])
@@ -223,7 +215,7 @@ def test_an_old_checkpoint_that_was_moved_elsewhere_is_let_go_of(make_trainer: A
 def test_trying_an_update_for_its_time_changes_nothing(make_trainer: Any) -> None:
     trainer = make_trainer()
     before = adapter(trainer)
-    assert trainer.measure_seconds() > 0
+    assert measure_seconds(trainer) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter(trainer).items())
     assert trainer.learner.router.episodes_seen == 0
     assert all(parameter.grad is None for parameter in trainer.learner.parameters())
@@ -295,6 +287,12 @@ def test_the_authors_schedule_is_the_same_function_in_epochs() -> None:
     golden = json.loads((Path(__file__).parents[1] / "golden/authors/schedule.json").read_text())
     for epoch, factor in enumerate(golden["factor"]):
         assert warmup_cosine(epoch, 5, 50) == pytest.approx(factor, abs=1e-12)
+
+
+def test_learning_rates_fall_to_nothing_at_the_end_in_any_unit_of_time() -> None:
+    for unit in (1, 100):
+        shares = [warmup_cosine(unit * share, unit * 0.05, unit) for share in (0.0, 0.025, 0.05, 0.525, 1.0)]
+        assert shares == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
 def test_the_authors_temperature_is_the_default_of_the_router(make_vit: Any) -> None:

@@ -190,3 +190,19 @@ def test_gates_of_inference_mode_are_evaluated_each_time(make_vit: Any) -> None:
             gates.fill_(-3.0)
         model.adapt(*support(1), keep_gates=True)
         assert not torch.equal(task_weights(model)["layernorm.weight"], kept)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (torch.zeros(5, dtype=torch.int64), r"labels of 6 images must be a tensor int64 \[6\], got torch.int64 \[5\]"),
+        (torch.zeros(6), "got torch.float32"),
+        (torch.zeros(6, 1, dtype=torch.int64), r"got torch.int64 \[6, 1\]"),
+        ([0, 0, 0, 1, 1, 1], "got a list"),
+        (torch.tensor([-1, 0, 0, 0, 1, 1]), "labels must be 0 to C-1, got -1"),
+    ],
+)
+def test_labels_that_are_none_are_refused(make_vit: Any, labels: Any, reason: str) -> None:
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=2))
+    with pytest.raises(DataError, match=reason):
+        model.adapt(torch.randn(6, 3, 16, 16), labels)

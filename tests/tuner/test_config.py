@@ -7,8 +7,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from peft import PeftConfig
+import torch
+from peft import PeftConfig, get_peft_model
+from transformers import ViTConfig, ViTForImageClassification
 
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
@@ -149,3 +152,19 @@ def test_the_router_s_own_defaults_are_those_of_the_configuration() -> None:
         "temperature_episodes",
     ):
         assert own[name] == getattr(config, f"router_{name}"), name
+
+
+def test_numbers_of_numpy_can_be_saved(tmp_path):
+    config = SMATConfig(num_experts=np.int64(2), target_sparsity=np.float32(0.5), feature_dim=np.int32(8))
+    config.save_pretrained(tmp_path)
+    assert SMATConfig.from_pretrained(tmp_path).num_experts == 2
+
+
+def test_a_configuration_may_be_used_for_another_model(make_vit):
+    config = SMATConfig(num_experts=2)
+    get_peft_model(make_vit(), config)
+    wider = ViTForImageClassification(ViTConfig(**(make_vit().config.to_dict() | {"hidden_size": 64})))
+    adapted = get_peft_model(wider, config)
+    assert (config.feature_dim, config.target_modules) == (None, None)
+    assert set(adapted.unadapted_parameters()) == {"classifier.weight", "classifier.bias"}
+    adapted.adapt(torch.rand(4, 3, 16, 16), torch.tensor([0, 0, 1, 1]))

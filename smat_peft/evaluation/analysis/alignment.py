@@ -18,7 +18,7 @@ from smat_peft.evaluation.analysis.pictures import Array, heat_map, pairs, pictu
 from smat_peft.evaluation.palette import BLUE, ORANGE
 from smat_peft.evaluation.predictors import mean_expert_weights
 from smat_peft.experts.gates import gate_values
-from smat_peft.experts.prototypes import class_means, cosine_logits
+from smat_peft.experts.prototypes import query_logits
 from smat_peft.few_shot.backbone import device_of
 from smat_peft.meta_tuning.objective import query_loss
 from smat_peft.tuner import adapters, tasks
@@ -79,8 +79,7 @@ def task_gradients(model: nn.Module, weights: Mapping[str, Tensor], episodes: It
     for episode in (each.to(device) for each in episodes):
         with tasks.task(model, leaves):
             found = tasks.features(model, torch.cat([episode.support, episode.query]))
-        prototypes = class_means(found[: len(episode.support)], episode.support_labels)
-        loss = query_loss(cosine_logits(found[len(episode.support) :], prototypes), episode.query_labels)
+        loss = query_loss(query_logits(found, episode.support_labels), episode.query_labels)
         gradients = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True, materialize_grads=True)
         torch._foreach_add_(total, gradients)
     return {name: each.cpu() for name, each in zip(leaves, total, strict=True)}

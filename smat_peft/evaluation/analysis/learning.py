@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from smat_peft.evaluation.protocol import EvaluationDomain, evaluate
 from smat_peft.evaluation.records import ROLE_TITLES, Role
 from smat_peft.evaluation.statistics import Estimate
 from smat_peft.evaluation.tables import render_table
+from smat_peft.files import sha256_of
 from smat_peft.meta_tuning.checkpoints import MANIFEST, checkpoints, load_checkpoint
 from smat_peft.meta_tuning.tensors import MODEL
 from smat_peft.tuner.adapters import adapter_router, has_experts
@@ -103,8 +103,9 @@ def measure_learning_curve(
         for folder in folders:
             bar.update()
             tasks.append(load_learned(model, folder))
-            digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-            measured.append(measure(f"{label} {folder.name}", prototype_predictor(model), checkpoint=digest))
+            measured.append(
+                measure(f"{label} {folder.name}", prototype_predictor(model), checkpoint=sha256_of(folder / MANIFEST))
+            )
         bar.update()
     return LearningCurve(label, tasks, {role: [each[role] for each in measured] for role in measured[0]})
 

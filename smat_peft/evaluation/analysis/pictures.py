@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -43,7 +42,6 @@ def picture(path: Path, height: float, width: float = FULL_WIDTH) -> Iterator[Fi
     """A figure to draw into, saved as `path.pdf` and `path.png` at the end of the block; sizes are in inches."""
     with rc_context(PRINT):
         figure = Figure(figsize=(width, max(height, LEAST_HEIGHT)), layout="constrained")
-        FigureCanvasAgg(figure)
         yield figure
         figure.savefig(f"{path}.pdf", metadata={"CreationDate": None})  # the same numbers give the same file
         figure.savefig(f"{path}.png")

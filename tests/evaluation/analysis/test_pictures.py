@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -98,8 +99,9 @@ def figures(monkeypatch):
 
 def texts(figure):
     """Tick labels, axis labels, titles and legends with their boxes, as they were drawn last."""
-    figure.canvas.draw()  # at the figure's own resolution, after files of other ones
-    renderer = figure.canvas.get_renderer()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # at the figure's own resolution, after files of other ones
+    renderer = canvas.get_renderer()
     places = list(figure.axes)
     shown = [place.xaxis.label for place in places] + [place.yaxis.label for place in places]
     shown += [place.title for place in places]

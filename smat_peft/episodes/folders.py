@@ -48,7 +48,7 @@ def read_image_folder(folder: Path, settings: StoredSettings) -> Domain:
     images = {entry.name: ImageFiles(_images_of_class(entry, root)) for entry in class_folders}
     if settings.splits_file is None and (folder / SPLITS_FILE).is_file():
         settings = replace(settings, splits_file=folder / SPLITS_FILE)
-    return settings.domain(Path(folder.absolute()).name or str(root), str(folder), images)
+    return settings.domain(Path(folder.absolute()).name or str(root), f"folder:{folder}", images)
 
 
 def sub_folders(folder: Path) -> list[Path]:

@@ -69,7 +69,7 @@ def read_h5(folder: Path, settings: StoredSettings) -> Domain:
         for name, size, path in zip(specification.names, specification.sizes, paths, strict=True)
     }
     splits = {split: [specification.names[number] for number in ids] for split, ids in specification.splits.items()}
-    return settings.domain(folder.absolute().name, str(folder), images, splits, specification.hierarchies)
+    return settings.domain(folder.absolute().name, f"h5:{folder}", images, splits, specification.hierarchies)
 
 
 @lru_cache(MAX_OPEN_FILES)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from smat_peft.episodes.episode import Episode
-from smat_peft.errors import SmatError
+from smat_peft.errors import DataError, SmatError
 from smat_peft.meta_tuning.signals import leave_signals_to_parent
 
 
@@ -31,6 +31,11 @@ class _ErrorsAsValues:
             return self.episodes[index]
         except SmatError as error:
             return error
+        except IndexError:
+            return DataError(
+                f"there is no training episode {index}: a run takes max_steps x episodes_per_step of them, numbered "
+                "from 0 on; an EpisodeSampler has any number"
+            )
 
 
 def batches(

@@ -46,7 +46,7 @@ def pack_adapter(
     lossless: bool = False,
     images: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Write the active adapter in its inference form, a twelfth of its size or less.
+    """Write the active adapter in its inference form, at 90 % sparsity a twelfth of its size.
 
     `PeftModel.from_pretrained`, `load_adapter` and `FewShotClassifier` load it like any adapter; it cannot be trained.
 

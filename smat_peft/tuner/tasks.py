@@ -63,10 +63,18 @@ def route(
 
     Returns:
         Logits, scores and weights, `[M]` each; an even mix for an adapter without a router.
+
+    Raises:
+        ConfigurationError: The router is made for features of another width.
     """
     router = adapter_router(model)
     if router is None:
         return even_mix(model)
+    wide, wanted = prototypes.shape[-1], router.keys.shape[1]
+    if wide != wanted:
+        raise ConfigurationError(
+            f"features are {wide} wide, and the router is made for {wanted}: give SMATConfig(feature_dim={wide})"
+        )
     weights: ExpertWeights = router(prototypes, uniform=uniform, generator=generator)
     return weights
 

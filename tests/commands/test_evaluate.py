@@ -205,3 +205,9 @@ def test_the_module_is_a_command():
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "error: --episodes must be at least 1, got 0\n"
+
+
+def test_what_training_shares_with_new_domains_is_said(world, domains, tmp_path, capsys):
+    words = ["--episodes", "1", "--validation_episodes", "0", "--output_dir", str(tmp_path / "out"), *map(str, domains)]
+    assert main(["--model_name_or_path", str(world / "vit"), *words]) == 0
+    assert "Warning: other is named as not trained on, but 6 of its classes have names of" in capsys.readouterr().err

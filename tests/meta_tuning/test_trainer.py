@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smat_peft import SMATConfig
 from smat_peft.episodes.episode import Episode
-from smat_peft.errors import CheckpointError, ConfigurationError, SmatError
+from smat_peft.errors import CheckpointError, ConfigurationError, DataError, SmatError
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from smat_peft.meta_tuning.schedules import warmup_cosine
@@ -306,3 +306,10 @@ def test_the_authors_temperature_is_the_default_of_the_router(make_vit: Any) -> 
 def test_arguments_out_of_range_are_named() -> None:
     with pytest.raises(ConfigurationError, match="--distillation_weight must be in"):
         MetaTuningArguments(distillation_weight=1.5)
+
+
+def test_too_few_episodes_are_one_clear_error(make_vit: Any, tmp_path: Path) -> None:
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=2))
+    arguments = MetaTuningArguments(output_dir=str(tmp_path / "run"), max_steps=3, episodes_per_step=1)
+    with pytest.raises(DataError, match="there is no training episode 2: a run takes max_steps x episodes_per_step"):
+        MetaTrainer(model, arguments, [noise_episode(0), noise_episode(1)]).train()

@@ -168,3 +168,14 @@ def test_a_configuration_may_be_used_for_another_model(make_vit):
     assert (config.feature_dim, config.target_modules) == (None, None)
     assert set(adapted.unadapted_parameters()) == {"classifier.weight", "classifier.bias"}
     adapted.adapt(torch.rand(4, 3, 16, 16), torch.tensor([0, 0, 1, 1]))
+
+
+def test_a_pattern_of_layers_needs_their_indices():
+    with pytest.raises(ConfigurationError, match="`layers_pattern` needs `layers_to_transform`"):
+        SMATConfig(layers_pattern="layers")
+
+
+def test_features_of_another_width_than_the_router_s_are_one_clear_error(make_vit):
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=2, feature_dim=48))
+    with pytest.raises(ConfigurationError, match=r"features are 16 wide, .*feature_dim=16"):
+        model.adapt(torch.rand(4, 3, 16, 16), torch.tensor([0, 0, 1, 1]))

@@ -67,7 +67,9 @@ def draw_capacity_by_layer_type(parts: Sequence[Capacity], path: Path) -> None:
     with picture(path, height=1.0 + 0.24 * len(parts)) as figure:
         axes = figure.subplots()
         _draw(axes, parts, upright=False)
-        axes.set_yticks(range(len(parts)), [f"{part.part} ({100 * part.size / total:.2g} %)" for part in parts])
+        axes.set_yticks(
+            range(len(parts)), [f"{part.part} ({_two_digits(100 * part.size / total)} %)" for part in parts]
+        )
         axes.set(xlabel=OPEN, ylabel="layer type (share of all weights)", xlim=(0, None))
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
@@ -111,3 +113,8 @@ def _draw(axes: Axes, parts: Sequence[Capacity], upright: bool) -> None:
     overall = float(sizes @ shares.mean(1) / sizes.sum())
     line = axes.axhline if upright else axes.axvline
     line(overall, color=VERMILION, linestyle="--", linewidth=1, label=f"all weights: {overall:.1f} %")
+
+
+def _two_digits(value: float) -> str:
+    """Such as 100, 34, 2.6 and 0.051."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

@@ -122,8 +122,6 @@ class SMATConfig(PeftConfig):
                 if getattr(self, name) is not None:
                     raise ConfigurationError(f"`{name}` needs `target_modules` to be a list of names, not a string")
 
-        if self.layers_pattern is not None and self.layers_to_transform is None:
-            raise ConfigurationError("`layers_pattern` needs `layers_to_transform`, the indices of the layers")
         self._require(self.num_experts >= 1, "num_experts", "at least 1")
         self._require(0 <= self.target_sparsity < 1, "target_sparsity", "in [0, 1)")
         self._require_choice("sparsity_pattern", ("learned", *PATTERNS))

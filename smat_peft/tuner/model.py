@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -33,6 +32,10 @@ from smat_peft.tuner.targets import (
     target_everything,
     targeted_parameters,
     tied_parameters,
+)
+
+COMPLETED_FOR = (
+    "_completed_for"  # attribute of a configuration: what was found out about the model that it was used for
 )
 
 
@@ -104,9 +107,18 @@ class SMATModel(BaseTuner):
     # ----- injection -----
 
     def _prepare_adapter_config(self, peft_config: SMATConfig, model_config: dict[str, Any]) -> SMATConfig:
+        names_no_target = peft_config.target_modules is None and peft_config.target_parameters is None
+        plain: Any = getattr(self.model, "_orig_mod", self.model)  # below a compiled model's own wrapper
+        found, earlier = (feature_width(plain), type(plain).__name__), getattr(peft_config, COMPLETED_FOR, None)
+        if earlier not in (None, found):
+            raise ConfigurationError(
+                "this SMATConfig was completed for another model, of other features or another class: make another one"
+            )
+        if peft_config.feature_dim is None or names_no_target:
+            setattr(peft_config, COMPLETED_FOR, found)
         if peft_config.feature_dim is None:
             peft_config.feature_dim = feature_width(self.model)
-        if peft_config.target_modules is None and peft_config.target_parameters is None:
+        if names_no_target:
             target_everything(peft_config, self.model)
         return peft_config
 
@@ -135,9 +147,7 @@ class SMATModel(BaseTuner):
         root = getattr(model, "_orig_mod", model)  # below a compiled model's own wrapper
         self._state = next((layer.state for layer in adapters.smat_layers(model)), None) or SharedState(root)
         self._tied = tied_parameters(root)
-        # What is found out about this model goes into a copy: the user's own may be for another model next.
-        given: SMATConfig = copy.copy(self.peft_config[adapter_name])
-        self.peft_config[adapter_name] = given
+        given: SMATConfig = self.peft_config[adapter_name]
         if given.packed is not None and not given.inference_mode:
             refuse_training(adapter_name)
         super().inject_adapter(

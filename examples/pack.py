@@ -1,4 +1,4 @@
-"""Pack an adapter for inference: a twelfth the size at 90 % sparsity, and classifies as the adapter does.
+"""Pack an adapter for inference: at 90 % sparsity a twelfth the size, and it classifies as the adapter does.
 
 Why: an adapter that can be trained holds a number for each gate of each expert. Classifying needs a bit for most of
 them, and the delta only where an expert uses it. What comes out is a folder like any other: PeftModel.from_pretrained

@@ -34,9 +34,7 @@ from smat_peft.tuner.targets import (
     tied_parameters,
 )
 
-COMPLETED_FOR = (
-    "_completed_for"  # attribute of a configuration: what was found out about the model that it was used for
-)
+COMPLETED_FOR = "_completed_for"  # a configuration's attribute: width and class of the model that completed it
 
 
 class SMATModel(BaseTuner):
@@ -117,7 +115,7 @@ class SMATModel(BaseTuner):
         if peft_config.feature_dim is None or names_no_target:
             setattr(peft_config, COMPLETED_FOR, found)
         if peft_config.feature_dim is None:
-            peft_config.feature_dim = feature_width(self.model)
+            peft_config.feature_dim = found[0]
         if names_no_target:
             target_everything(peft_config, self.model)
         return peft_config

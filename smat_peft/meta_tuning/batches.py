@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,11 +31,19 @@ class _ErrorsAsValues:
             return self.episodes[index]
         except SmatError as error:
             return error
-        except IndexError:
-            return DataError(
-                f"there is no training episode {index}: a run takes max_steps x episodes_per_step of them, numbered "
-                "from 0 on; an EpisodeSampler has any number"
-            )
+
+
+def check_count(episodes: Episodes, count: int) -> None:
+    """Check that there are as many training episodes as a run takes, where they can be counted.
+
+    Raises:
+        DataError: There are fewer.
+    """
+    if isinstance(episodes, Sized) and len(episodes) < count:
+        raise DataError(
+            f"there are {len(episodes)} training episodes, and this run takes {count} (max_steps x episodes_per_step); "
+            "an EpisodeSampler has any number of them"
+        )
 
 
 def batches(

@@ -20,7 +20,7 @@ from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.errors import RunStoppedError, SmatError
 from smat_peft.files import moving_into
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
-from smat_peft.meta_tuning.batches import Episodes, batches
+from smat_peft.meta_tuning.batches import Episodes, batches, check_count
 from smat_peft.meta_tuning.best import BestAdapter
 from smat_peft.meta_tuning.checkpoints import find_checkpoint
 from smat_peft.meta_tuning.identity import describe_run
@@ -131,11 +131,13 @@ class MetaTrainer:
         """Run to `max_steps` and leave the model with the adapter that validated best; returns the log.
 
         Raises:
+            DataError: There are fewer training episodes than the run takes, or one cannot be made.
             CheckpointError: Where the output directory holds another run, or is in use by one, or cannot be written to.
             RunStoppedError: After SIGINT or SIGTERM, with a checkpoint of the last update.
             SmatError: After `max_skipped_steps` updates in a row whose loss was not finite, with a checkpoint, too; or
                 where another process of the run is gone.
         """
+        check_count(self.train_episodes, self.arguments.max_steps * self.arguments.episodes_per_step)
         lock = output_lock(self.output_dir) if self.accelerator.is_main_process else nullcontext()
         with lock, StopSignals() as signals:
             if self.accelerator.is_main_process:

@@ -311,5 +311,17 @@ def test_arguments_out_of_range_are_named() -> None:
 def test_too_few_episodes_are_one_clear_error(make_vit: Any, tmp_path: Path) -> None:
     model = get_peft_model(make_vit(), SMATConfig(num_experts=2))
     arguments = MetaTuningArguments(output_dir=str(tmp_path / "run"), max_steps=3, episodes_per_step=1)
-    with pytest.raises(DataError, match="there is no training episode 2: a run takes max_steps x episodes_per_step"):
+    with pytest.raises(DataError, match=r"there are 2 training episodes, and this run takes 3 \(max_steps x"):
         MetaTrainer(model, arguments, [noise_episode(0), noise_episode(1)]).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_index_error_of_a_data_set_is_shown_as_it_is(make_vit: Any, tmp_path: Path) -> None:
+    class Broken:
+        def __getitem__(self, index: int) -> Episode:
+            raise IndexError("a fault of the images")
+
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=2))
+    arguments = MetaTuningArguments(output_dir=str(tmp_path / "run"), max_steps=1, episodes_per_step=1)
+    with pytest.raises(IndexError, match="a fault of the images"):
+        MetaTrainer(model, arguments, Broken()).train()

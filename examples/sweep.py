@@ -4,7 +4,8 @@ Why: too dense, and experts forget what the backbone knew of other domains; too 
 of the meta-tuner has the recipe's other settings and is looked at on validation classes of the training domains (ID)
 and on dev-OOD domains, never on what is kept for a final test. Dense gates want a lower learning rate than sparse ones,
 so each cell tries the same few and keeps the one that is best on validation. What the table of results holds is not
-done again: stop it and start it as you like, also where runs are no more.
+done again: stop it and start it as you like, also where runs are no more. The settings that all cells share are kept
+beside the table; cells with others want a table of their own.
 
     python examples/sweep.py --quick     four cells of a few updates, to see it work
     python examples/sweep.py             24 cells, two rates each: hours on two cores
@@ -28,9 +29,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from comparison.jobs import add_jobs, in_processes, threads_of
 from comparison.ledger import selection_score
-from comparison.runs import LOG, merged, run_in
+from comparison.runs import LOG, RECIPE, merged, run_in
 from comparison.training import RECIPES
 from smat_peft.commands.console import HelpFormatter
 from smat_peft.commands.results import METRICS
@@ -43,6 +46,7 @@ SWEEP_RECIPE = Path(__file__).with_name("comparison") / "sweep.yaml"
 RATES = (0.2, 0.05)  # at 0.2 one expert without closed gates diverges, at 0.05 sparse ones are slow
 QUICK: dict[str, Any] = {"max_steps": 10, "validation_steps": 10, "checkpointing_steps": 5, "evaluation_episodes": 10}
 SETTINGS = ("target_sparsity", "num_experts", "delta_lr", "seed")
+OF_A_RUN = {*SETTINGS, "output_dir", "threads"}  # what cells need not share
 
 settings_of = attrgetter(*SETTINGS)  # of a cell or of its result
 Results = dict[tuple[float, ...], SweepCell]
@@ -111,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "evaluation_episodes": arguments.evaluation_episodes,
         "ood_domains": [],
     }
+    settings = {name: value for name, value in settings.items() if name not in OF_A_RUN}
     if arguments.quick:
         arguments.sparsities, arguments.experts, arguments.rates = [0.0, 0.9], [1, 4], [0.05]
         settings |= QUICK
@@ -118,12 +123,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = arguments.results or (runs_dir / "sweep.csv" if arguments.quick else Path("docs/results/sweep.csv"))
     grid = product(range(arguments.seeds), arguments.experts, arguments.rates, arguments.sparsities)
     cells = [Cell(sparsity, experts, rate, seed, runs_dir) for seed, experts, rate, sparsity in grid]
+    check_settings(settings, [table.with_suffix(".yaml"), *(cell.folder / RECIPE for cell in cells)])
     results = results_of(cells, table)
 
     print(describe(cells, results, arguments.jobs))
     if not arguments.status:
         run_all(cells, results, settings, arguments.jobs, table)
         print(f"{describe(cells, results, arguments.jobs)}\nThe table is {table}")
+
+
+def check_settings(settings: dict[str, Any], recipes: Sequence[Path]) -> None:
+    """Check that what is there already, by its recipes, was made with the settings that all cells share.
+
+    Raises:
+        SystemExit: A recipe differs in a setting.
+    """
+    for path in recipes:
+        found = yaml.safe_load(path.read_text()) if path.is_file() else settings
+        others = {name: found.get(name) for name, value in settings.items() if found.get(name) != value}
+        if others:
+            differ = [f"{name} {value}, not {settings[name]}" for name, value in others.items()]
+            raise SystemExit(f"error: {path} has {'; '.join(differ)}. Give --results and --runs_dir of their own")
 
 
 def results_of(cells: Sequence[Cell], table: Path) -> Results:
@@ -144,6 +164,7 @@ def run_all(cells: Sequence[Cell], results: Results, settings: dict[str, Any], j
         return partial(run_in, cell.folder, settings | cell.settings, threads_of(jobs))
 
     table.parent.mkdir(parents=True, exist_ok=True)
+    table.with_suffix(".yaml").write_text(yaml.safe_dump(settings))
     if results:
         write_sweep(results.values(), table)
     left, failed = [cell for cell in cells if settings_of(cell) not in results], []

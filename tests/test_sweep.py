@@ -39,6 +39,11 @@ def test_every_cell_is_run_once_with_its_settings_before_the_recipes(
     sweep.main(words)
     assert "2 of 2 runs are done, 0 left" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.log")} == logs
+    with pytest.raises(SystemExit, match=r"sweep.yaml has evaluation_episodes 2, not 3. Give --results"):
+        sweep.main([*words, "--evaluation_episodes", "3"])
+    (tmp_path / "sweep.yaml").unlink()
+    with pytest.raises(SystemExit, match=r"runs.*recipe.yaml has evaluation_episodes 2, not 3"):
+        sweep.main([*words, "--evaluation_episodes", "3"])
     shutil.rmtree(tmp_path / "runs")
     sweep.main([*words, "--rates", "0.1"])
     assert "1 of 1 runs are done, 0 left" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import yaml
 
 from smat_peft.commands.meta_tune import main as meta_tune
 
-LOG = "run.log"
+LOG, RECIPE = "run.log", "recipe.yaml"
 
 
 def merged(recipes: Sequence[Path]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def merged(recipes: Sequence[Path]) -> dict[str, Any]:
 def run_in(folder: Path, settings: Mapping[str, Any], threads: int) -> bool:
     """Meta-tune with these settings, and go on with what was cut; whether it ended well, else the log says why."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder / "recipe.yaml"
+    recipe = folder / RECIPE
     recipe.write_text(yaml.safe_dump(dict(settings) | {"output_dir": str(folder), "threads": threads}))
     resume = ["--resume_from_checkpoint=latest"] if any(folder.glob("checkpoint-*")) else []
     with (folder / LOG).open("a") as log, redirect_stdout(log), redirect_stderr(log):

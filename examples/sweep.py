@@ -111,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs_dir", type=Path, help="where runs are left; outputs/sweep, or outputs/sweep-quick")
     parser.add_argument("--results", type=Path, help="the table; docs/results/sweep.csv, or sweep.csv in --runs_dir")
     arguments = parser.parse_args(argv)
+    if arguments.evaluation_episodes < 2:
+        parser.error("--evaluation_episodes must be at least 2: one has no interval")
     settings = merged(arguments.recipes or [*RECIPES, SWEEP_RECIPE]) | {
         "evaluation_episodes": arguments.evaluation_episodes,
         "ood_domains": [],
@@ -140,9 +142,13 @@ def check_settings(settings: dict[str, Any], recipes: Sequence[Path]) -> None:
     """
     for path in recipes:
         found = yaml.safe_load(path.read_text()) if path.is_file() else settings
-        others = {name: found.get(name) for name, value in settings.items() if found.get(name) != value}
-        if others:
-            differ = [f"{name} {value}, not {settings[name]}" for name, value in others.items()]
+        names = sorted((found.keys() | settings.keys()) - OF_A_RUN)
+        differ = [
+            f"{name} {found.get(name)}, not {settings.get(name)}"
+            for name in names
+            if found.get(name) != settings.get(name)
+        ]
+        if differ:
             raise SystemExit(f"error: {path} has {'; '.join(differ)}. Give --results and --runs_dir of their own")
 
 

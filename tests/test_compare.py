@@ -40,7 +40,7 @@ def finish(folder: Path, **figures: Any) -> None:
     """As a run of the meta-tuner leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {"sparsity": [0.6, 0.8], "validation_accuracy": 0.5, "dev_ood_accuracy": 0.5}
-    common |= {"settings": {"delta_lr": 0.2, "episodes_per_step": 4}, "training_seconds": 60.0, "merged_sparsity": 0.5}
+    common |= {"settings": {"episodes_per_step": 4}, "training_seconds": 60.0, "merged_sparsity": 0.5}
     common["log"] = [{"step": 40, "validation_accuracy": 0.5}]
     (folder / "metrics.json").write_text(json.dumps(common | figures))
 
@@ -115,6 +115,23 @@ def test_a_run_whose_looks_are_taken_is_known_without_its_folder(tmp_path: Path)
     assert not any(compared.looks(name, 0) for name in compared.rows())
 
 
+def test_a_run_with_other_settings_is_not_taken_for_the_one_that_is_wanted(tmp_path: Path) -> None:
+    compared = study(tmp_path, quick=True)
+    asked = compared.training(SMAT, 0).settings()
+    finish(compared.folder(SMAT, 0), settings=asked)
+    assert "seed-0/smat" not in [run.name for run in compared.trainings(0)]
+    for name, change in ((SMAT, {"delta_lr": 0.4}), (SMAT, {"max_steps": 240}), (WISE, {"method": "dense"})):
+        shutil.rmtree(tmp_path)
+        finish(compared.folder(name, 0), settings=asked | change)
+        other = study(tmp_path, [name], quick=True)
+        with pytest.raises(SystemExit, match=f"was made with .*{next(iter(change))}"):
+            other.trainings(0)
+    shutil.rmtree(tmp_path)
+    finish(compared.trial(SMAT, RATES[0]).folder, settings=asked)
+    with pytest.raises(SystemExit, match=r"search/smat/0.003125 was made with .*delta_lr 0.2, not 0.003125"):
+        study(tmp_path).searches()
+
+
 def test_an_adapter_that_is_gone_is_trained_again_for_a_look_and_for_what_is_made_of_it(tmp_path: Path) -> None:
     compared = study(tmp_path, [WISE], quick=True)
     for name in (SMAT, DENSE):
@@ -126,6 +143,8 @@ def test_an_adapter_that_is_gone_is_trained_again_for_a_look_and_for_what_is_mad
     assert [run.name for run in left] == ["seed-0/dense-pmf", "seed-0/wise-ft"]
     assert [run.is_ready() for run in left] == [True, False]
     more = study(tmp_path, [SMAT])  # also with gradient steps
+    for rate in RATES:
+        finish(more.trial(SMAT, rate).folder)
     assert [look.kind for look in more.looks(SMAT, 0)] == ["prototypes of 5 shots", "full", "lora"]
     assert [run.name for run in more.trainings(0)] == ["seed-0/smat"]
 
@@ -218,14 +237,14 @@ def test_a_claim_is_judged_by_the_interval_of_the_difference(difference: float, 
         (SMAT, "prototype"): records(SMAT, 0.5 + difference, [0, 1], noise=0.05),
         (DENSE, "prototype"): records(DENSE, 0.5, [0, 1], noise=0.05),
     }
-    claim = Claim("better", [Contrast(SMAT, DENSE, "test_ood", margin)])
+    claim = Claim("better", [Contrast((SMAT, "prototype"), (DENSE, "prototype"), "test_ood", margin)])
     assert judge(claim, measured).verdict == expected
 
 
 def test_one_lost_comparison_loses_a_claim_and_one_that_is_missing_leaves_it_open() -> None:
     accuracies = {"a": 0.6, "b": 0.5, "c": 0.9}
     measured = {(name, "prototype"): records(name, value, [0, 1]) for name, value in accuracies.items()}
-    won, lost, missing = (Contrast("a", other, "id") for other in ("b", "c", "d"))
+    won, lost, missing = (Contrast(("a", "prototype"), (other, "prototype"), "id") for other in "bcd")
     assert judge(Claim("", [won]), measured).verdict == "holds"
     assert judge(Claim("", [won, missing]), measured).verdict is None
     assert judge(Claim("", [won, lost, missing]), measured).verdict == "does not hold"
@@ -273,7 +292,7 @@ def test_a_report_in_the_middle_of_a_comparison_goes_by_the_seeds_that_are_there
     everything = [*records(BACKBONE, 0.5, [None]), *records(SMAT, 0.6, [0, 1]), *records(DENSE, 0.4, [0])]
     write_records(tmp_path / "prototype", Evaluation([*everything, *records(TAUGHT, 0.4, [2])]))
     lines = report(tmp_path).splitlines()
-    assert any("at most 1 point below dense on ID" in line and "(one seed)" in line for line in lines)
+    assert any("at most 1 point below dense on ID" in line and "] (1) " in line for line in lines)
     judged = json.loads((tmp_path / "comparison.json").read_text())["claims"]
     above = next(each for each in judged if each["claim"].startswith("SMAT above dense"))
     assert [each["baseline"] for each in above["differences"]] == [[DENSE, "prototype"]]
@@ -313,6 +332,7 @@ def test_a_level_is_reached_sooner_if_it_is_so_for_the_seeds() -> None:
     assert reached_sooner([*dense, once[0], run(SMAT, 1, 0.1, 0.1, 0.1)]) == ([160, None], "undecided")
     never = [run(SMAT, seed, 0.1, 0.1, 0.1) for seed in (0, 1)]
     assert reached_sooner([*dense, *never]) == ([None, None], "does not hold")
+    assert reached_sooner([dense[0], never[0]]) == ([None], "undecided")
     assert reached_sooner(dense) is None
 
 
@@ -341,3 +361,18 @@ def test_hand_designed_patterns_are_those_that_are_given_a_sparsity() -> None:
     assert {"random experts", "magnitude", "attention", "biases"} <= set(HAND_DESIGNED)
     assert not {SMAT, DENSE, WISE, "LoRA"} & set(HAND_DESIGNED)
     assert set(QUICK_ROWS) <= set(ROWS)
+
+
+def test_a_claim_is_also_told_without_some_domains_which_its_verdict_does_not_depend_on() -> None:
+    ours = records(SMAT, 0.6, [0, 1])
+    of_another = [
+        replace(each, domain="fabrics", accuracy=each.accuracy - 0.4) for each in ours if each.role == "test_ood"
+    ]
+    theirs = [*records(DENSE, 0.5, [0, 1]), *(replace(each, predictor=DENSE, accuracy=0.5) for each in of_another)]
+    measured = {(SMAT, "prototype"): [*ours, *of_another], (DENSE, "prototype"): theirs}
+    contrasts = [Contrast((SMAT, "prototype"), (DENSE, "prototype"), role) for role in ("id", "test_ood")]
+    judged = judge(Claim("better", contrasts), measured, ["fabrics"])
+    assert judged.verdict == "does not hold"
+    assert list(judged.without) == contrasts[1:]
+    assert judged.without[contrasts[1]].mean == pytest.approx(0.1, abs=0.02)
+    assert judge(Claim("better", contrasts), measured).without == {}

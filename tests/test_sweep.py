@@ -41,6 +41,13 @@ def test_every_cell_is_run_once_with_its_settings_before_the_recipes(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.log")} == logs
     with pytest.raises(SystemExit, match=r"sweep.yaml has evaluation_episodes 2, not 3. Give --results"):
         sweep.main([*words, "--evaluation_episodes", "3"])
+    (tmp_path / "more.yaml").write_text("distillation_weight: 0.5")
+    recipes = ["--recipes", str(tmp_path / "recipe.yaml"), str(tmp_path / "more.yaml")]
+    with pytest.raises(SystemExit, match=r"sweep.yaml has distillation_weight None, not 0.5"):
+        sweep.main([*words, *recipes])
+    (tmp_path / "sweep.yaml").write_text((tmp_path / "sweep.yaml").read_text() + "distillation_weight: 0.5")
+    with pytest.raises(SystemExit, match=r"sweep.yaml has distillation_weight 0.5, not None"):
+        sweep.main(words)
     (tmp_path / "sweep.yaml").unlink()
     with pytest.raises(SystemExit, match=r"runs.*recipe.yaml has evaluation_episodes 2, not 3"):
         sweep.main([*words, "--evaluation_episodes", "3"])

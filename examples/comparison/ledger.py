@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from comparison.rows import ROWS
+from comparison.rows import QUICK, ROWS
 from smat_peft.commands.results import METRICS
 from smat_peft.files import write_text
 
@@ -17,6 +18,7 @@ KEPT = (
     *("sparsity", "merged_sparsity", "density_of_delta", "share_of_delta", "skipped_updates", "training_seconds"),
     *("validation_accuracy", "dev_ood_accuracy"),
 )
+SETTINGS = ("method", "delta_lr", *sorted({*QUICK, *chain.from_iterable(row.settings for row in ROWS.values())}))
 
 
 def run_name(row: str, seed: int) -> str:
@@ -74,12 +76,12 @@ class Ledger:
 
 
 def _kept(figures: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a run's figures, with its curve: training tasks seen, and accuracy on validation classes."""
+    """What is kept of a run's figures, and its curve: training tasks seen, and accuracy on validation classes."""
     settings = figures["settings"]
     logged = [entry for entry in figures["log"] if "validation_accuracy" in entry]
     curve = [(settings["episodes_per_step"] * entry["step"], entry["validation_accuracy"]) for entry in logged]
     kept = {key: figures[key] for key in KEPT if key in figures}
-    return kept | {"delta_lr": settings["delta_lr"], "curve": curve}
+    return kept | {key: settings[key] for key in SETTINGS if key in settings} | {"curve": curve}
 
 
 def _trials(row: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from pyarrow import parquet
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from smat_peft.few_shot.backbone import frozen_features
 from smat_peft.few_shot.fine_tuning import KINDS
 from smat_peft.few_shot.loading import load_model
 from smat_peft.few_shot.regression import frozen_regression
+from smat_peft.files import sha256_of
 from smat_peft.tuner.tasks import even_mix
 
 
@@ -135,6 +137,7 @@ def take_look(look: Look, results: Path, threads: int) -> None:
         rate_selection="validation" if takes_steps else "given",
         validation=validation,
         training_seed=look.seed,
+        settings={} if look.folder is None else {"adapter": sha256_of(look.folder / SAFETENSORS_WEIGHTS_NAME)},
         output_dir=records_folder(results, look.kind),
         progress=False,
         **shape,

@@ -21,7 +21,7 @@ from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_E
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.episodes.builtin import KINDS
 from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
-from smat_peft.evaluation.claims import Judgement, Measured, judge
+from smat_peft.evaluation.claims import Contrast, Judgement, RecordsByRow, judge
 from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
 from smat_peft.evaluation.predictors import BACKBONE
 from smat_peft.evaluation.record_files import read_records
@@ -68,7 +68,7 @@ def report(results: Path) -> str:
         for key, records in measured.items()
         if key[0] != BACKBONE and key[1] in kinds
     }
-    judgements = [judge(claim, measured) for claim in CLAIMS]
+    judgements = [judge(claim, measured, KINDS["textures"]) for claim in CLAIMS]
     sooner = reached_sooner(ledger)
     parts = [claims_table(judgements, sooner)]
     for kind in kinds:
@@ -93,7 +93,7 @@ def read_all(results: Path) -> Files:
     return {kind: [read_records(file) for file in of_kind] for kind, of_kind in files.items()}
 
 
-def by_row(files: Files) -> Measured:
+def by_row(files: Files) -> RecordsByRow:
     """The same by row and adaptation, over all training seeds."""
     measured: dict[tuple[str, str], list[Record]] = {}
     for kind, evaluations in files.items():
@@ -113,7 +113,8 @@ def to_backbone(records: Iterable[Record], backbone: Iterable[Record]) -> ToBack
 def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> Sooner | None:
     """By how many training tasks SMAT is sooner at the accuracy that dense meta-tuning ends with, seed by seed.
 
-    On validation classes of the training domains. Where SMAT reaches the level with some seeds only, no mean says it.
+    On validation classes of the training domains. Where SMAT reaches the level with some seeds only, no mean says it,
+    and one seed decides nothing.
     """
     curves = {(row, seed): figures["curve"] for row, seed, figures in runs}
     seeds = [seed for name, seed in curves if name == DENSE and (SMAT, seed) in curves]
@@ -127,7 +128,8 @@ def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> Sooner | 
     if None not in gains:
         paired = PairedDifferences(tuple(seeds), {"tasks": "id"}, {"tasks": np.array(gains, float)[:, None]})
         return Sooner(gains, verdict(paired.interval("tasks")))
-    return Sooner(gains, "undecided" if any(gain is not None and gain > 0 for gain in gains) else "does not hold")
+    open_yet = len(gains) == 1 or any(gain is not None and gain > 0 for gain in gains)
+    return Sooner(gains, "undecided" if open_yet else "does not hold")
 
 
 def _tasks_until(curve: Sequence[tuple[int, float]], level: float) -> int | None:
@@ -135,37 +137,41 @@ def _tasks_until(curve: Sequence[tuple[int, float]], level: float) -> int | None
 
 
 def claims_table(judgements: Sequence[Judgement], sooner: Sooner | None) -> str:
-    """A line for each claim: the verdict, and the differences that it is made of."""
+    """A line for each claim: the verdict, the differences that it is made of, and those without domains of textures."""
     rows = [
         [
             judgement.claim.sentence,
             judgement.verdict or ("not all measured" if judgement.intervals else "not measured"),
-            "; ".join(f"{c.baseline[0]} {format_interval(i)}{_seeds(i)}" for c, i in judgement.intervals.items()),
+            "; ".join(f"{c.baseline[0]} {format_interval(i)}" for c, i in judgement.intervals.items())
+            + _seeds(judgement.intervals.values()),
+            "; ".join(format_interval(interval) for interval in judgement.without.values()),
         ]
         for judgement in judgements
     ]
     if sooner is not None:
         by = ", ".join("never there" if gain is None else f"{gain:+d}" for gain in sooner.gains)
-        rows.append([f"SMAT sooner at the level of {DENSE} on ID", sooner.verdict, f"in training tasks, by seed: {by}"])
-    return render_table(["claim", "verdict", "SMAT minus, in points, with 95 % interval"], rows, "<<<", "markdown")
+        of_seeds = f"in training tasks, by seed: {by}"
+        rows.append([f"SMAT sooner at the level of {DENSE} on ID", sooner.verdict, of_seeds, ""])
+    header = ["claim", "verdict", "SMAT minus, in points, with 95 % interval (training seeds)", "without textures"]
+    return render_table(header, rows, "<" * len(header), "markdown")
 
 
-def _seeds(interval: Interval) -> str:
-    """What to say of an interval over one training seed, which says nothing of others."""
-    return " (one seed)" if len(interval.per_seed) == 1 else ""
+def _seeds(intervals: Iterable[Interval]) -> str:
+    """How many training seeds they are over."""
+    counts = sorted({len(interval.per_seed) for interval in intervals})
+    return f" ({' or '.join(map(str, counts))})" if counts else ""
 
 
-def averages_table(kind: str, measured: Measured, differences: Differences, ledger: Ledger) -> str:
+def averages_table(kind: str, measured: RecordsByRow, differences: Differences, ledger: Ledger) -> str:
     """A line for each row: averages over the domains of a role, and their differences to the backbone."""
     header = ["", *(part for title in ROLE_TITLES.values() for part in (title, "to backbone"))]
     header += ["without textures", "seeds"]
     header += ["rate of steps"] if kind in STEPS else ABOUT
     rows = []
     for name, records in ((key[0], records) for key, records in measured.items() if key[1] == kind):
-        cells = [name]
+        cells, of_row = [name], differences.get((name, kind))
         for role in ROLE_TITLES:
             cells.append(f"{100 * average(records, role):.1f}")
-            of_row = differences.get((name, kind))
             cells.append("" if of_row is None else format_interval(of_row.roles[role]))
         cells.append("" if of_row is None else format_interval(of_row.without_textures))
         cells.append(str(len({record.seed for record in records} - {None}) or ""))
@@ -174,7 +180,7 @@ def averages_table(kind: str, measured: Measured, differences: Differences, ledg
     return render_table(header, rows, "<" + ">" * (len(header) - 1), "markdown")
 
 
-def domains_table(measured: Measured, differences: Differences) -> str:
+def domains_table(measured: RecordsByRow, differences: Differences) -> str:
     """Differences to the backbone on each domain, by prototypes."""
     backbone = measured[BACKBONE, "prototype"]
     domains = {record.domain: record.role for record in backbone}
@@ -215,13 +221,16 @@ def as_json(differences: Differences, judgements: Sequence[Judgement]) -> dict[s
             {
                 "claim": judgement.claim.sentence,
                 "verdict": judgement.verdict,
-                "differences": [
-                    {**contrast._asdict(), **vars(interval)} for contrast, interval in judgement.intervals.items()
-                ],
+                "differences": _differences(judgement.intervals),
+                "without_textures": _differences(judgement.without),
             }
             for judgement in judgements
         ],
     }
+
+
+def _differences(intervals: Mapping[Contrast, Interval]) -> list[dict[str, Any]]:
+    return [{**contrast._asdict(), **vars(interval)} for contrast, interval in intervals.items()]
 
 
 def draw(differences: Differences, path: Path) -> None:
@@ -281,7 +290,7 @@ def _about(name: str, ledger: Ledger) -> list[str]:
     return [
         _density(each),
         _density(together),
-        f"{own[0]['delta_lr']:g}",
+        ", ".join(f"{rate:g}" for rate in sorted({run["delta_lr"] for run in own})),
         f"{statistics.fmean(run['training_seconds'] for run in own) / 60:.1f}",
     ]
 
@@ -314,7 +323,7 @@ def _rates(records: Iterable[Record]) -> str:
     return ", ".join(f"{rate:.3g}" for rate in chosen.values())
 
 
-def _title(kind: str, measured: Measured) -> str:
+def _title(kind: str, measured: RecordsByRow) -> str:
     records = measured[BACKBONE, kind]
     count = max(record.index for record in records) + 1
     return f"By {TITLES[kind]}: {WAYS}-way {SHOTS[kind]}-shot, {count} episodes a domain"

@@ -13,14 +13,13 @@ from typing import Any
 from comparison.jobs import in_processes, threads_of
 from comparison.ledger import Ledger, best_rate, run_name, selection_score, trial_name
 from comparison.measuring import Look
-from comparison.rows import FINE_TUNED, HAS_ITS_OWN_SPARSITY, QUICK_RATES, ROWS, SEARCH_SEED, SHOTS, SMAT
+from comparison.rows import FINE_TUNED, HAS_ITS_OWN_SPARSITY, QUICK, QUICK_RATES, ROWS, SEARCH_SEED, SHOTS, SMAT
 from comparison.runs import LOG, merged, run_in
 from smat_peft.assets import DEMO_RECIPE
 from smat_peft.commands.results import METRICS
 from smat_peft.evaluation.predictors import BACKBONE
 
 RECIPES = (DEMO_RECIPE, Path(__file__).with_name("settings.yaml"))
-QUICK = {"max_steps": 120}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Study:
             return []
         searched = [name for name in ROWS if name in {self._searched(row) for row in self.rows()}]
         trials = [(name, rate) for name in searched for rate in ROWS[name].rates]
-        return [self.trial(*trial) for trial in trials if self.ledger.figures(trial_name(*trial)) is None]
+        return [self.trial(*trial) for trial in trials if not self._is_known(trial_name(*trial), *trial)]
 
     def trial(self, name: str, rate: float) -> Run:
         """A trial of a row's learning rate."""
@@ -126,22 +125,51 @@ class Study:
         return [(kind, count) for kind, count in self.episodes().items() if kind == "prototype" or tuned]
 
     def _is_left(self, name: str, seed: int) -> bool:
-        if self.ledger.figures(run_name(name, seed)) is None:
+        if not self._is_known(run_name(name, seed), name):
             return True
         made_from_it = [other for other in self.rows() if ROWS[other].base == name]
         needed = bool(self.looks(name, seed)) or any(self._is_left(other, seed) for other in made_from_it)
         return needed and not self._has_adapter(name, seed)
 
-    def _settings(self, name: str, seed: int, rate: float) -> dict[str, Any]:
+    def _is_known(self, run: str, name: str, rate: float | None = None) -> bool:
+        """Whether the ledger has a row's run, at a rate or at the one that was chosen.
+
+        Raises:
+            SystemExit: It has one that was made with other settings.
+        """
+        figures = self.ledger.figures(run)
+        if figures is None:
+            return False
+        wanted = self._own_settings(name, self.rate(name) if rate is None else rate)
+        differ = [
+            f"{key} {figures[key]}, not {wanted[key]}" for key in wanted if figures.get(key, wanted[key]) != wanted[key]
+        ]
+        if differ:
+            raise SystemExit(
+                f"error: {run} was made with {'; '.join(differ)}. Choose another --runs_dir and --results_dir, or "
+                f"throw away its folder, its records and what {self.ledger.path} has of it"
+            )
+        return True
+
+    def _own_settings(self, name: str, rate: float) -> dict[str, Any]:
+        """The settings of a row's runs that do not depend on other runs or on the seed."""
         row = ROWS[name]
-        own = {"method": row.method, "seed": seed, "delta_lr": rate, "evaluation_episodes": 0, **row.settings}
+        own = merged(RECIPES) | {"method": row.method, "delta_lr": rate, "evaluation_episodes": 0, **row.settings}
         if self.arguments.quick:
             own |= QUICK
-        if row.method not in HAS_ITS_OWN_SPARSITY:
-            own["target_sparsity"] = round(statistics.fmean(self._figures(_sparsity_name(seed))["sparsity"]), 4)
         if row.base is not None:
-            own |= {"adapter_name_or_path": str(self.folder(row.base, seed)), "max_steps": 0}
-        return merged(RECIPES) | own
+            own["max_steps"] = 0
+        if row.method not in HAS_ITS_OWN_SPARSITY:
+            del own["target_sparsity"]
+        return own
+
+    def _settings(self, name: str, seed: int, rate: float) -> dict[str, Any]:
+        row, settings = ROWS[name], self._own_settings(name, rate) | {"seed": seed}
+        if row.method not in HAS_ITS_OWN_SPARSITY:
+            settings["target_sparsity"] = round(statistics.fmean(self._figures(_sparsity_name(seed))["sparsity"]), 4)
+        if row.base is not None:
+            settings["adapter_name_or_path"] = str(self.folder(row.base, seed))
+        return settings
 
     def _has_sparsity(self, name: str, seed: int) -> bool:
         """Whether it is known how sparse SMAT's gates are as they are evaluated, for a row that gets it from there."""

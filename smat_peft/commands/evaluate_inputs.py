@@ -70,10 +70,14 @@ def backbone_of_adapters(adapters: Sequence[str]) -> str:
 
 
 def load_models(backbone: str, adapters: Sequence[str], device: torch.device) -> dict[str, nn.Module]:
-    """The backbone, and each adapter on it by its folder's name; one of SMAT that is alone is called SMAT."""
+    """The backbone, and each adapter on it by its folder's name; one of SMAT that is alone is called SMAT.
+
+    Where such names would not be clear, paths are names.
+    """
     models = {BACKBONE: load_backbone(backbone)}
     folders = [Path(adapter).name for adapter in adapters]
-    names = folders if len(set(folders)) == len(folders) else adapters
+    is_clear = len({BACKBONE, SMAT, *folders}) == 2 + len(adapters)
+    names = folders if is_clear else [adapter if "/" in adapter else f"./{adapter}" for adapter in adapters]
     for name, adapter in zip(names, adapters, strict=True):
         model = load_model(backbone, adapter)
         models[SMAT if len(adapters) == 1 and has_experts(model) else name] = model
@@ -90,7 +94,7 @@ def predictors_of(
     models: dict[str, nn.Module], validation: FixedEpisodes, kind: str, batch_size: int
 ) -> dict[str, Predictor]:
     """The backbone and each adapter; for SMAT alone, by prototypes, other mixes of its experts as well."""
-    if SMAT not in models or kind != "prototype":
+    if models.keys() != {BACKBONE, SMAT} or kind != "prototype":
         return {name: prototype_predictor(model, batch_size=batch_size) for name, model in models.items()}
     model = models[SMAT]
     mean = mean_expert_weights(model, validation, batch_size=batch_size) if len(validation) else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import stats
 from smat_peft.errors import DataError
 from smat_peft.evaluation.records import ROLE_TITLES, Record, Role
 
-DRAWS = 10_000
+DRAWS, SEED = 10_000, 0
 COVERAGE = (0.025, 0.975)
 
 Verdict = Literal["holds", "does not hold", "undecided"]
@@ -28,16 +29,12 @@ class Interval:
         low: Lower end.
         high: Upper end.
         per_seed: The mean difference of each training seed.
-        draws: How often was drawn anew.
-        bootstrap_seed: Seed of the draws.
     """
 
     mean: float
     low: float
     high: float
     per_seed: tuple[float, ...]
-    draws: int
-    bootstrap_seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +50,15 @@ class PairedDifferences:
     seeds: tuple[int | None, ...]
     roles: dict[str, Role]
     values: dict[str, NDArray[np.float64]]
+    _drawn: dict[tuple[str, int], tuple[NDArray[np.float64], NDArray[np.float64]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def domains(self, role: Role) -> list[str]:
         """The domains of a role."""
         return [name for name, its_role in self.roles.items() if its_role == role]
 
-    def interval(self, domains: str | Sequence[str], *, draws: int = DRAWS, seed: int = 0) -> Interval:
+    def interval(self, domains: str | Sequence[str], *, draws: int = DRAWS) -> Interval:
         """Mean over domains, each weighing the same, with the interval of a hierarchical bootstrap.
 
         Training seeds are drawn with replacement, then episodes within each domain; the domains are fixed. All seeds
@@ -70,7 +70,6 @@ class PairedDifferences:
         Args:
             domains: One domain or several.
             draws: How often to draw.
-            seed: Of the draws.
 
         Raises:
             DataError: No domain, or one without records.
@@ -80,22 +79,27 @@ class PairedDifferences:
         if unknown or not names:
             known = ", ".join(self.values)
             raise DataError(f"no differences on {', '.join(unknown) or 'no domain at all'}; there are some on {known}")
-        random = np.random.default_rng(seed)
-        number = len(self.seeds)
-        shares = random.multinomial(number, [1 / number] * number, size=draws) / number
-        seeds = 1 / number + _widening(number, number - 1) * (shares - 1 / number)
         freedom = sum(self.values[name].shape[1] - 1 for name in names)
         drawn = np.zeros(draws)
         for name in names:
-            values = self.values[name]
-            count = values.shape[1]
-            episodes = random.integers(count, size=(draws, count))
-            mixed = shares @ values
-            luck = np.take_along_axis(mixed, episodes, axis=1).mean(1) - mixed.mean(1)
-            drawn += (seeds @ values.mean(1) + _widening(count, freedom) * luck) / len(names)
+            of_seeds, luck = self._draw(name, draws)
+            drawn += (of_seeds + _widening(self.values[name].shape[1], freedom) * luck) / len(names)
         per_seed = np.mean([self.values[name].mean(1) for name in names], axis=0)
         low, high = np.quantile(drawn, COVERAGE)
-        return Interval(float(per_seed.mean()), float(low), float(high), tuple(per_seed.tolist()), draws, seed)
+        return Interval(float(per_seed.mean()), float(low), float(high), tuple(per_seed.tolist()))
+
+    def _draw(self, name: str, draws: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A domain's means over drawn seeds, and by how much drawn episodes change them; once for all intervals."""
+        if (name, draws) not in self._drawn:
+            values = self.values[name]
+            number, count = values.shape
+            shares = np.random.default_rng(SEED).multinomial(number, [1 / number] * number, size=draws) / number
+            of_seeds = (1 / number + _widening(number, number - 1) * (shares - 1 / number)) @ values.mean(1)
+            episodes = np.random.default_rng([SEED, zlib.crc32(name.encode())]).integers(count, size=(draws, count))
+            mixed = shares @ values
+            luck = np.take_along_axis(mixed, episodes, axis=1).mean(1) - mixed.mean(1)
+            self._drawn[name, draws] = of_seeds, luck
+        return self._drawn[name, draws]
 
 
 def _widening(count: int, freedom: int) -> float:

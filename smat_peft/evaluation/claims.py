@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from smat_peft.evaluation.bootstrap import Interval, Verdict, pair_records, verdict
 from smat_peft.evaluation.records import Record, Role
 
-Measured = Mapping[tuple[str, str], Sequence[Record]]
+RecordsByRow = Mapping[tuple[str, str], Sequence[Record]]
 """Records of all training seeds by method and adaptation."""
 
 
 class Contrast(NamedTuple):
     """A method is better than a baseline on the domains of a role, or worse by less than `margin` (a share).
 
-    Each may be followed by an adaptation: `("SMAT", "lora")`.
+    Each is named with an adaptation: `("SMAT", "lora")`.
     """
 
-    method: str | tuple[str, str]
-    baseline: str | tuple[str, str]
+    method: tuple[str, str]
+    baseline: tuple[str, str]
     role: Role
     margin: float = 0.0
 
@@ -40,34 +40,45 @@ class Judgement:
     Attributes:
         claim: The claim.
         intervals: By contrast, of the difference in accuracy; of those that could be made.
+        without: The same without some domains, where any were to be left out of others.
         verdict: `"does not hold"` if that is so for one contrast.
     """
 
     claim: Claim
     intervals: dict[Contrast, Interval]
+    without: dict[Contrast, Interval]
     verdict: Verdict | None
 
 
-def judge(claim: Claim, measured: Measured) -> Judgement:
+def judge(claim: Claim, measured: RecordsByRow, aside: Collection[str] = ()) -> Judgement:
     """Judge a claim, by the training seeds that a method and its baseline have in common.
+
+    Args:
+        claim: The claim.
+        measured: Records of all that it speaks of.
+        aside: Domains that differences are given without, too, which the verdict does not depend on.
 
     Raises:
         DataError: Two methods were not measured on the same episodes.
     """
-    intervals = {}
+    intervals: dict[Contrast, Interval] = {}
+    without: dict[Contrast, Interval] = {}
     for contrast in claim.contrasts:
-        ours, theirs = (_key(side) for side in (contrast.method, contrast.baseline))
-        if ours in measured and theirs in measured:
-            pair = _of_common_seeds(measured[ours], measured[theirs])
+        if contrast.method in measured and contrast.baseline in measured:
+            pair = _of_common_seeds(measured[contrast.method], measured[contrast.baseline])
             if all(pair):
                 differences = pair_records(*pair)
-                intervals[contrast] = differences.interval(differences.domains(contrast.role))
+                domains = differences.domains(contrast.role)
+                intervals[contrast] = differences.interval(domains)
+                others = [domain for domain in domains if domain not in aside]
+                if 0 < len(others) < len(domains):
+                    without[contrast] = differences.interval(others)
     verdicts = {verdict(interval, -contrast.margin) for contrast, interval in intervals.items()}
     if "does not hold" in verdicts:
-        return Judgement(claim, intervals, "does not hold")
+        return Judgement(claim, intervals, without, "does not hold")
     if len(intervals) < len(claim.contrasts):
-        return Judgement(claim, intervals, None)
-    return Judgement(claim, intervals, "holds" if verdicts == {"holds"} else "undecided")
+        return Judgement(claim, intervals, without, None)
+    return Judgement(claim, intervals, without, "holds" if verdicts == {"holds"} else "undecided")
 
 
 def _of_common_seeds(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -75,7 +86,3 @@ def _of_common_seeds(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[
     trained = {record.seed for record in theirs} - {None}
     common = {record.seed for record in ours} & (trained or {record.seed for record in ours})
     return [each for each in ours if each.seed in common], [each for each in theirs if each.seed in common | {None}]
-
-
-def _key(side: str | tuple[str, str]) -> tuple[str, str]:
-    return (side, "prototype") if isinstance(side, str) else side

@@ -8,7 +8,8 @@ files, by its path below the domain's folder as well, which then is what counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def write_manifest(path: str | Path, samplers: Iterable[EpisodeSampler], episode
     Raises:
         CheckpointError: The file cannot be written.
     """
-    with replacing(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(Path(path)) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for sampler in samplers:
             for index in range(episodes):
                 line = _line(sampler.domains[0], sampler.split, sampler.describe(index))
@@ -83,6 +84,12 @@ def read_manifest(path: str | Path, domains: Mapping[str, tuple[Domain, Split]])
             are of another split.
     """
     found: dict[str, list[EpisodeDescription]] = {name: [] for name in domains}
+
+    @cache
+    def places(domain_name: str, class_name: str) -> dict[int | str, int]:
+        domain, split = domains[domain_name]
+        return _places(class_name, domain.images(split, class_name))
+
     try:
         lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         for line in lines:
@@ -93,7 +100,7 @@ def read_manifest(path: str | Path, domains: Mapping[str, tuple[Domain, Split]])
                         f"episode manifest {path}: its episodes of {domain.name!r} are of split {line['split']!r}, "
                         f"and {split!r} is asked for"
                     )
-                found[domain.name].append(_description(path, domain, split, line))
+                found[domain.name].append(_description(path, domain, split, line, partial(places, domain.name)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -127,16 +134,21 @@ def _line(domain: Domain, split: Split, description: EpisodeDescription) -> dict
     return line
 
 
-def _description(path: str | Path, domain: Domain, split: Split, line: dict[str, Any]) -> EpisodeDescription:
+def _description(
+    path: str | Path,
+    domain: Domain,
+    split: Split,
+    line: dict[str, Any],
+    places: Callable[[str], Mapping[int | str, int]],
+) -> EpisodeDescription:
     classes = tuple(line["classes"])
     missing = [f"class {name!r}" for name in classes if name not in domain.classes(split)]
     parts = {}
     if not missing:
-        numbers = {name: _numbers(name, domain.images(split, name)) for name in classes}
         for part in PARTS:
             named = line.get(part + FILES, line[part])
             parts[part] = tuple(
-                tuple(_place(numbers[name], name, image, missing) for image in of_class)
+                tuple(_place(places(name), name, image, missing) for image in of_class)
                 for name, of_class in zip(classes, named, strict=True)
             )
     if missing:
@@ -155,15 +167,15 @@ def _description(path: str | Path, domain: Domain, split: Split, line: dict[str,
     return EpisodeDescription(index, domain.name, classes, support, query)
 
 
-def _numbers(name: str, images: Sequence[Image.Image]) -> dict[int | str, int]:
+def _places(name: str, images: Sequence[Image.Image]) -> dict[int | str, int]:
     """Places of a class's images, by themselves and by the names of their files."""
-    places: dict[int | str, int] = {number: number for number in range(len(images))}
-    return places | {f"{name}/{file}": number for number, file in enumerate(_files(images))}
+    numbers: dict[int | str, int] = {number: number for number in range(len(images))}
+    return numbers | {f"{name}/{file}": number for number, file in enumerate(_files(images))}
 
 
-def _place(numbers: Mapping[int | str, int], name: str, image: int | str, missing: list[str]) -> int:
+def _place(places: Mapping[int | str, int], name: str, image: int | str, missing: list[str]) -> int:
     """The place of an image within its class, or -1 and a word about it in `missing`."""
-    place = numbers.get(image, -1)
+    place = places.get(image, -1)
     if place < 0:
         missing.append(f"image {image}" if isinstance(image, str) else f"image {image} of class {name!r}")
     return place

@@ -111,7 +111,14 @@ class Evaluation:
         return estimate_mean(self.accuracies(predictor, domain))
 
     def difference(self, predictor: str, baseline: str, domain: str) -> Estimate:
-        """Mean of the predictor's accuracy minus the baseline's, episode by episode."""
+        """Mean of the predictor's accuracy minus the baseline's, episode by episode.
+
+        Raises:
+            DataError: They were measured on different episodes.
+        """
+        ours, theirs = (self._accuracies.get((name, domain), {}) for name in (predictor, baseline))
+        if ours.keys() != theirs.keys() and ours and theirs:
+            raise DataError(f"{predictor!r} and {baseline!r} were measured on different episodes of domain {domain!r}")
         return estimate_difference(self.accuracies(predictor, domain), self.accuracies(baseline, domain))
 
     def average_accuracy(self, predictor: str, role: Role) -> Estimate:
@@ -153,5 +160,11 @@ class Evaluation:
     def _accuracies(self) -> dict[tuple[str, str], dict[int, float]]:
         table: dict[tuple[str, str], dict[int, float]] = {}
         for record in self.records:
-            table.setdefault((record.predictor, record.domain), {})[record.index] = record.accuracy
+            accuracies = table.setdefault((record.predictor, record.domain), {})
+            if record.index in accuracies:
+                raise DataError(
+                    f"two records of {record.predictor!r} on {record.domain} {record.index}: those of several training "
+                    "seeds or adaptations are compared by pair_records"
+                )
+            accuracies[record.index] = record.accuracy
         return table

@@ -155,5 +155,14 @@ def test_an_interval_needs_domains_that_were_measured(domains):
     ],
 )
 def test_a_claim_holds_where_the_whole_interval_is_above_its_margin(low, high, margin, expected):
-    assert verdict(Interval((low + high) / 2, low, high, (0.0, 0.0), 1, 0), margin) == expected
-    assert verdict(Interval((low + high) / 2, low, high, (0.0,), 1, 0), margin) == "undecided"
+    assert verdict(Interval((low + high) / 2, low, high, (0.0, 0.0)), margin) == expected
+    assert verdict(Interval((low + high) / 2, low, high, (0.0,)), margin) == "undecided"
+
+
+def test_an_interval_does_not_depend_on_those_that_were_asked_for_before():
+    ours, baseline = records(drawn(seed=1)), records(drawn(seed=2), "dense")
+    alone = pair_records(ours, baseline).interval(["a", "c"])
+    differences = pair_records(ours, baseline)
+    assert differences.interval("c", draws=100) != differences.interval("c")
+    assert differences.interval("a") != differences.interval("c")
+    assert differences.interval(["a", "c"]) == alone

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from smat_peft.errors import DataError
 from smat_peft.evaluation.analysis.pictures import MARKERS, picture
 
-ACCURACIES = {"id_accuracy": "ID accuracy, %", "dev_ood_accuracy": "dev-OOD accuracy, %"}
+ACCURACIES = {"id_accuracy": "ID accuracy (validation classes), %", "dev_ood_accuracy": "dev-OOD accuracy, %"}
 POINT_SIZE = 22  # square points
 
 
@@ -29,7 +29,7 @@ class SweepCell:
         num_experts: M.
         delta_lr: Learning rate of delta.
         seed: Of training.
-        validation_score: What rates are chosen by: mean of the last accuracies on validation and on dev-OOD episodes.
+        validation_score: What rates are chosen by: mean accuracy of the kept adapter on validation and dev-OOD episodes.
         id_accuracy: Average over ID domains.
         id_half_width: Half its interval.
         dev_ood_accuracy: Average over dev-OOD domains.

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from smat_peft.episodes.identity import describe_episodes, digest, plain
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 
-ENVIRONMENT = "environment"  # what may change, at the price of rounding
+ENVIRONMENT = "environment"  # what may change, at the price of rounding; so may these arguments:
+ROUNDING_ARGUMENTS = frozenset(("max_batch_size", "episodes_per_merge", "torch_compile"))
 LIBRARIES = ("smat_peft", "torch", "peft", "transformers", "accelerate", "safetensors", "numpy")
 # Arguments that a resumed run may change without becoming another run.
 FREE_ARGUMENTS = frozenset(
@@ -86,7 +87,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list
         for name in [*was, *(name for name in is_ if name not in was)]:
             if was.get(name) != is_.get(name) and not (section == "arguments" and name in FREE_ARGUMENTS):
                 phrase = f"{section}: {name} was {_shown(was.get(name))}, is {_shown(is_.get(name))}"
-                found[section == ENVIRONMENT].append(phrase)
+                rounds = section == ENVIRONMENT or (section == "arguments" and name in ROUNDING_ARGUMENTS)
+                found[rounds].append(phrase)
     return found
 
 

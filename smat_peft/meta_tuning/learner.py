@@ -35,6 +35,7 @@ from smat_peft.tuner.adapters import (
     thaw_router,
 )
 from smat_peft.tuner.config import SMATConfig
+from smat_peft.tuner.packed import refuse_training
 from smat_peft.tuner.tasks import evaluation_mode, features, interpolate, interpolate_tasks, route, task
 
 TaskWeights = dict[str, Tensor]
@@ -97,6 +98,8 @@ class MetaLearner(nn.Module):
         self.process_index = process_index
         self.num_processes = num_processes
         self.adapter_name = active_adapter(model)
+        if self.config.packed is not None:
+            refuse_training(self.adapter_name)
         adapted = list(adapted_parameters(model, self.adapter_name))
         if not any(layer.smat_delta[self.adapter_name][name].requires_grad for layer, name in adapted):
             raise ConfigurationError(
@@ -207,11 +210,11 @@ class MetaLearner(nn.Module):
 
     def episode(self, episode: Episode, probe: Probe, weights: TaskWeights) -> EpisodeResult:
         """The training forward on one episode, without the terms that depend on the gates alone."""
-        names, query_logits = list(weights), list[Tensor]()
+        names, found = list(weights), list[Tensor]()
 
         def losses(leaves: list[Tensor]) -> Tensor:
             terms, logits = self.query_terms(episode, probe, dict(zip(names, leaves, strict=True)))
-            query_logits[:] = [logits.detach()]
+            found[:] = [logits.detach()]
             return torch.stack(terms)
 
         def merged_again() -> list[Tensor]:
@@ -221,8 +224,8 @@ class MetaLearner(nn.Module):
         terms = dict(zip(("query_ce", "query_kd"), values, strict=False))
         if self.arguments.router_z_weight > 0 and self.router is not None:
             terms["router_z"] = self.arguments.router_z_weight * router_z_loss(probe.routed.logits)
-        accuracy = (query_logits[0].argmax(-1) == episode.query_labels).float().mean()
-        return EpisodeResult(terms, probe.routed, query_logits[0], accuracy)
+        accuracy = (found[0].argmax(-1) == episode.query_labels).float().mean()
+        return EpisodeResult(terms, probe.routed, found[0], accuracy)
 
     def query_terms(self, episode: Episode, probe: Probe, weights: TaskWeights) -> tuple[list[Tensor], Tensor]:
         """The terms of the query, cross-entropy and (where it is on) distillation, and the query's logits."""

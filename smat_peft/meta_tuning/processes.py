@@ -30,6 +30,11 @@ def create_accelerator(**settings: Any) -> Accelerator:
 
 def check_processes(accelerator: Accelerator, episodes_per_step: int) -> None:
     """Raise a ConfigurationError where an update cannot be spread over the processes as they were launched."""
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigurationError(
+            f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps}, by which Accelerate divides "
+            "gradients; an update's episodes are accumulated already: set it to 1, and --episodes_per_step instead"
+        )
     if accelerator.distributed_type in SHARDED:
         raise ConfigurationError(
             f"launched with {accelerator.distributed_type.value}, which shards what is learned, but each episode needs "

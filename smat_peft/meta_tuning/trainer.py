@@ -55,7 +55,7 @@ class MetaTrainer:
 
     Raises:
         ConfigurationError: The episodes of an update cannot be spread evenly over the processes, or the launcher shards
-            what is learned.
+            what is learned, or accumulates gradients of its own.
         CheckpointError: The checkpoint to resume from is missing or damaged, or of a run with other arguments.
 
     Example:

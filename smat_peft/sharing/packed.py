@@ -64,8 +64,8 @@ def pack_adapter(
         (None where it is 0 by construction), `measured_on`, `left_out`.
 
     Raises:
-        ConfigurationError: The adapter is packed already, the error is above `tolerance`, or there are no images to
-            measure it on. Nothing is written.
+        ConfigurationError: The adapter is packed already or disabled, the error is above `tolerance`, there are no
+            images to measure it on, or `lossless` is asked for where the delta is not in float32. Nothing is written.
         CheckpointError: The folder holds an adapter that is not packed, or cannot be written to.
     """
     adapter_name = active_adapter(model)
@@ -77,6 +77,10 @@ def pack_adapter(
     packed: Packed = {}
     for layer, name, values in evaluated_gates(smat_layers(model), adapter_name):
         delta = layer.smat_delta[adapter_name][name].detach()
+        if lossless and delta.dtype != torch.float32:
+            raise ConfigurationError(
+                f"without loss, adapters in torch.float32 are packed, and this one is in {delta.dtype}"
+            )
         delta = delta if lossless else delta.to(dtype)
         parameter = PackedParameter(delta.shape, values.shape[1:], len(values))
         parameter.fill(values if lossless else rounded(values), delta, exact=lossless)
@@ -120,7 +124,7 @@ def save_task(model: PeftModel, path: str | Path, *, dtype: torch.dtype = torch.
         for name in layer.adapted(adapter_name):
             base = getattr(layer.get_base_layer(), name).detach()
             precise = torch.promote_types(base.dtype, torch.float32)
-            delta = (task.weights[layer.full_name(name)].to(precise) - base.to(precise)).to(dtype)
+            delta = (task.weights.get(layer.full_name(name), base).to(precise) - base.to(precise)).to(dtype)
             if not delta.isfinite().all():
                 raise ConfigurationError(f"what the task adds to {layer.full_name(name)} is not finite in {dtype}")
             packed[layer, name] = PackedParameter(delta.shape, delta.shape, num_experts=1)
@@ -163,7 +167,7 @@ def _header(gates: str, packed: Packed) -> dict[str, Any]:
 
 def _write(folder: Path, model: PeftModel, packed: Packed, config: SMATConfig) -> None:
     config_file = folder / CONFIG_NAME
-    if config_file.is_file() and json.loads(config_file.read_text(encoding="utf-8")).get("packed") is None:
+    if config_file.is_file() and not _is_packed(config_file):
         raise CheckpointError(f"{folder} holds an adapter that is not packed; choose another folder")
     config.inference_mode = True
     root = type(smat_layers(model)[0].state.root)
@@ -172,6 +176,13 @@ def _write(folder: Path, model: PeftModel, packed: Packed, config: SMATConfig) -
     with moving_into(folder) as scratch:
         save_file(_tensors(model, packed, config), scratch / SAFETENSORS_WEIGHTS_NAME, metadata)
         config.save_pretrained(str(scratch), auto_mapping_dict=auto_mapping if config.task_type is None else None)
+
+
+def _is_packed(config_file: Path) -> bool:
+    try:
+        return json.loads(config_file.read_text(encoding="utf-8"))["packed"] is not None
+    except (ValueError, KeyError, TypeError):  # of another method, or damaged
+        return False
 
 
 def _tensors(model: PeftModel, packed: Packed, config: SMATConfig) -> dict[str, Tensor]:

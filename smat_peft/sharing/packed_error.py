@@ -38,7 +38,7 @@ def logit_error(model: nn.Module, packed: Mapping[tuple[SMATLayer, str], PackedP
     """The largest difference of cosine logits (METHOD 5) over tasks made of the images `[N, 3, H, W]`, each routed.
 
     Raises:
-        ConfigurationError: There are fewer than 4 images.
+        ConfigurationError: There are fewer than 4 images, or adapters are disabled.
     """
     if len(images) < FEWEST:
         raise ConfigurationError(f"the error is measured on at least {FEWEST} images, got {len(images)}")
@@ -49,7 +49,8 @@ def logit_error(model: nn.Module, packed: Mapping[tuple[SMATLayer, str], PackedP
         support, queries = task.chunk(2)
         labels = torch.arange(len(support), device=task.device)
         exact = mix_experts(model, support, labels)
-        assert exact.expert_weights is not None
+        if exact.expert_weights is None:
+            raise ConfigurationError("adapters are disabled: pack outside of disable_adapter()")
         again = MergedExperts(exact.expert_weights, _merged(packed, exact.expert_weights))
         logits = [classify_episode(model, support, labels, queries, experts=mix)[0] for mix in (exact, again)]
         errors.append((logits[0] - logits[1]).abs().max())

@@ -183,6 +183,8 @@ def unmerged_state(model: nn.Module) -> SharedState:
         ConfigurationError: An adapter is merged: a task's weights are made of the backbone's own.
     """
     state = state_of(model)
+    for layer in state.layers:
+        layer.recover()
     merged = sorted({name for layer in state.layers for name in layer.merged_adapters})
     if merged:
         raise ConfigurationError(f"adapters {merged} are merged; unmerge_adapter() before using a task")

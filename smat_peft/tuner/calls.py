@@ -63,8 +63,15 @@ class ShadowingCalls(nn.Module):
 
     def let_go(self) -> None:
         """Undo [`hold_during_calls_of`]."""
+        self.recover()
         for hook in self.hooks:
             hook.remove()
+
+    def recover(self) -> None:
+        """Put the parameters back where a call was interrupted: after a KeyboardInterrupt no hook is called."""
+        if self._held is not None:
+            unshadow(self.get_base_layer(), self._held)
+            self._held, self._thread = None, NO_THREAD
 
     def _hold(self, _module: nn.Module, _inputs: Any) -> None:
         self._begin()

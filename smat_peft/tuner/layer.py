@@ -11,6 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
+from smat_peft.errors import ConfigurationError
 from smat_peft.experts.counting import open_gates
 from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape, gate_values, initialise_gates_
 from smat_peft.experts.interpolate import interpolate
@@ -138,6 +139,20 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
         gates = gate_values(self.smat_gates[adapter_name][name], self.gate_temperature(adapter_name, training=False))
         return int((gates > 0).any(0).sum())
 
+    def base_parameter(self, name: str) -> Tensor:
+        """The module's own parameter, to mix experts onto.
+
+        Raises:
+            ConfigurationError: It is not there.
+        """
+        base: Tensor = getattr(self.get_base_layer(), name)
+        if base.is_meta:
+            raise ConfigurationError(
+                f"{self.full_name(name)} has no values: it was offloaded, or never loaded. Experts are mixed onto "
+                "whole weights; load the model without offloading"
+            )
+        return base
+
     def interpolate(
         self, adapter_name: str, weights: Tensor, training: bool, onto: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
@@ -149,10 +164,10 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
             training: Whether to use the gates of training.
             onto: What to add the mixed delta to; the module's own parameters by default.
         """
-        owner, temperature = self.get_base_layer(), self.gate_temperature(adapter_name, training)
+        temperature = self.gate_temperature(adapter_name, training)
         mixed = dict(onto or {})
         for name in self.adapted(adapter_name):
-            base = mixed[name] if name in mixed else getattr(owner, name)
+            base = mixed[name] if name in mixed else self.base_parameter(name)
             if adapter_name in self.smat_packed:
                 packed = self.smat_packed[adapter_name][name]
                 mixed[name] = base.new_empty(base.shape)
@@ -219,20 +234,28 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
         Raises:
             ValueError: With `safe_merge`, where a merged weight would not be finite; nothing has changed then.
         """
+        self.recover()
         owner = self.get_base_layer()
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             if not self.adapted(adapter_name):
                 continue
-            with torch.no_grad():
-                merged = self._merged(adapter_name)
-            if safe_merge and not all(torch.isfinite(weight).all() for weight in merged.values()):
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken")
+            merged = self._merged(adapter_name)
+            if safe_merge:
+                _check_finite(adapter_name, merged)
             self._before_merge.append({name: getattr(owner, name).data for name in merged})
             for name, weight in merged.items():
                 getattr(owner, name).data = weight.detach()
             empty_caches(owner)
             self.merged_adapters.append(adapter_name)
 
+    def check_merge(self, adapter_names: list[str] | None = None) -> None:
+        """Raise the ValueError of a safe merge beforehand."""
+        for adapter_name in adapter_names or self.active_adapters:
+            if adapter_name not in self.merged_adapters:
+                _check_finite(adapter_name, self._merged(adapter_name))
+
+    @torch.inference_mode(False)  # what is made there cannot be trained any more
+    @torch.no_grad()
     def _merged(self, adapter_name: str) -> dict[str, Tensor]:
         """The module's parameters as they are now, with what an adapter adds."""
         task = self.state.task
@@ -240,7 +263,7 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
             return self.mix_evenly(adapter_name, training=False)
         owner, originals = self.get_base_layer(), ChainMap(*self._before_merge)
         return {
-            name: getattr(owner, name) + (weight - originals[name]) if name in originals else weight
+            name: getattr(owner, name) + (weight - originals[name]) if name in originals else _ordinary(weight)
             for name, weight in self._from_task(task).items()
         }
 
@@ -249,6 +272,7 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
+        self.recover()
         owner = self.get_base_layer()
         while self.merged_adapters:
             self.merged_adapters.pop()
@@ -259,6 +283,7 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SMATLayer:
         """Go to another device or type, with what unmerging gives back and the weights of the task in force."""
         super()._apply(fn, recurse)
+        self.kept_gates.clear()
         self._before_merge = [{name: fn(tensor) for name, tensor in saved.items()} for saved in self._before_merge]
         if self.state.task is not None:
             own = {self.full_name(name): weight for name, weight in self._from_task(self.state.task).items()}
@@ -280,6 +305,15 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
 
 class SMATLinear(SMATLayer):
     """A wrapped Linear; PEFT's `all-linear` knows adapted linear layers by their class name."""
+
+
+def _check_finite(adapter_name: str, merged: dict[str, Tensor]) -> None:
+    if not all(torch.isfinite(weight).all() for weight in merged.values()):
+        raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken")
+
+
+def _ordinary(weight: Tensor) -> Tensor:
+    return weight.clone() if weight.is_inference() else weight
 
 
 def _initial_gates(config: SMATConfig, parameter: Tensor, shape: torch.Size) -> Tensor:

@@ -21,7 +21,7 @@ def interpolate_layers(
     if _is_packed(layers, adapter_name):
         return [_merge_packed(parameters, adapter_name, task, {}) for task in weights]
     merged = interpolate_many(
-        [getattr(layer.get_base_layer(), name) for layer, name in parameters],
+        [layer.base_parameter(name) for layer, name in parameters],
         [layer.smat_delta[adapter_name][name] for layer, name in parameters],
         [layer.smat_gates[adapter_name][name] for layer, name in parameters],
         weights,
@@ -47,7 +47,7 @@ def merge_layers(
     parameters = list(_parameters(layers, adapter_name))
     if _is_packed(layers, adapter_name):
         return _merge_packed(parameters, adapter_name, weights, reuse)
-    bases = [getattr(layer.get_base_layer(), name) for layer, name in parameters]
+    bases = [layer.base_parameter(name) for layer, name in parameters]
     temperature = layers[0].gate_temperature(adapter_name, training=False)
     gates = [layer.smat_gates[adapter_name][name] for layer, name in parameters]
     if keep_gates:
@@ -96,7 +96,7 @@ def _merge_packed(
     parameters: Sequence[tuple[SMATLayer, str]], adapter_name: str, weights: Tensor, reuse: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     merged = _memory_of(parameters, reuse)
-    bases = [getattr(layer.get_base_layer(), name) for layer, name in parameters]
+    bases = [layer.base_parameter(name) for layer, name in parameters]
     packed = [layer.smat_packed[adapter_name][name] for layer, name in parameters]
     merge_packed_into(list(merged.values()), bases, [p.delta for p in packed], [p.gates for p in packed], weights)
     return merged

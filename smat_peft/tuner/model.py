@@ -79,7 +79,18 @@ class SMATModel(BaseTuner):
         return tasks.task(self.model, weights)
 
     def adapt(self, pixel_values: Tensor, labels: Tensor, *, keep_gates: bool = False) -> ExpertWeights:
-        """Route a support set, merge once without gradient, and stay on that task until [`reset_task`]."""
+        """Route a support set, merge once without gradient, and stay on that task until [`reset_task`] (METHOD 6).
+
+        Args:
+            pixel_values: Support images `[N, 3, H, W]`.
+            labels: Their labels `0..C-1`, `[N]`.
+            keep_gates: Keep the values of the evaluated gates for the tasks to come: two bytes a gate, and task weights
+                that differ by up to 2.5e-4 of the delta.
+
+        Raises:
+            ConfigurationError: An adapter is merged, or not exactly one is active.
+            DataError: Labels are not 0 to C-1, one an image, or a class between two others has none.
+        """
         return tasks.adapt(self.model, pixel_values, labels, keep_gates=keep_gates)
 
     def compile_interpolation(self) -> bool:
@@ -246,14 +257,18 @@ class SMATModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
+        if merge and safe_merge:  # before anything has changed
+            for layer in self._state.layers:
+                layer.check_merge(adapter_names)
         for module in list(self.model.modules()):
             if isinstance(module, SMATSide) and merge:
                 module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
             if isinstance(module, SMATLayer):
                 module.let_go()
-        root = getattr(self.model, "_orig_mod", self.model)
+        root = self._state.root
         if hasattr(root, SMATRouter.CHILD):
             delattr(root, SMATRouter.CHILD)
+        self._state = SharedState(root)  # the layers, and all they hold, are for nothing any more
         return super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from smat_peft.experts.router import Router
 from smat_peft.tuner.config import SMATConfig
@@ -48,6 +48,10 @@ class SMATRouter(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.in_features = self.out_features = None
         setattr(state.root, self.CHILD, self)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Its inputs: where the root is a Sequential, which calls its children one after another."""
+        return inputs
 
     def get_base_layer(self) -> nn.Module:
         """Itself: there is nothing underneath."""

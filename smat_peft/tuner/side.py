@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from smat_peft.tuner.layer import SMATLayer
 
@@ -19,6 +19,10 @@ class SMATSide(SMATLayer):
         self.__dict__["owner"] = owner  # not a child: the owner is this module's parent
         self.hold_during_calls_of(owner)
         setattr(owner, self.CHILD, self)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Its inputs: where the owner is a Sequential, which calls its children one after another."""
+        return inputs
 
     def get_base_layer(self) -> nn.Module:
         """The owner of the parameters."""

@@ -184,7 +184,8 @@ def adapt(model: nn.Module, pixel_values: Tensor, labels: Tensor, *, keep_gates:
             weights = route(model, class_means(frozen.float(), labels))
     earlier = state.task
     reuse = earlier.weights if earlier is not None and earlier.reusable and earlier.adapter == adapter_name else {}
-    merged = merge_layers(state.layers, adapter_name, weights.weights, reuse, keep_gates=keep_gates)
+    with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode cannot be trained any more
+        merged = merge_layers(state.layers, adapter_name, weights.weights, reuse, keep_gates=keep_gates)
     state.task = Task(merged, adapter_name, reusable=True)
     return weights
 

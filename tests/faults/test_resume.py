@@ -210,6 +210,13 @@ def test_what_changes_nothing_may_change(tmp_path: Path, caplog: pytest.LogCaptu
     assert not caplog.text
 
 
+def test_a_run_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(tmp_path).train()
+    with caplog.at_level(logging.WARNING):
+        resume(tmp_path, max_batch_size=4, episodes_per_merge=1)
+    assert "arguments: max_batch_size was None, is 4" in caplog.text
+
+
 def test_other_library_versions_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

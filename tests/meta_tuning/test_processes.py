@@ -11,7 +11,7 @@ from smat_peft.meta_tuning.processes import check_processes, is_of_lost_process
 
 
 def launched(kind: DistributedType, processes: int = 2) -> Any:
-    return SimpleNamespace(distributed_type=kind, num_processes=processes)
+    return SimpleNamespace(distributed_type=kind, num_processes=processes, gradient_accumulation_steps=1)
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
@@ -25,6 +25,13 @@ def test_episodes_are_spread_evenly_or_not_at_all(kind: DistributedType) -> None
     check_processes(launched(kind), 4)
     with pytest.raises(ConfigurationError, match=r"--episodes_per_step \(5\) must be a multiple of the 2 processes"):
         check_processes(launched(kind), 5)
+
+
+def test_gradients_that_accelerate_would_divide_are_refused() -> None:
+    accelerator = launched(DistributedType.NO)
+    accelerator.gradient_accumulation_steps = 4
+    with pytest.raises(ConfigurationError, match="gradient_accumulation_steps is 4"):
+        check_processes(accelerator, 4)
 
 
 def test_a_lost_process_is_told_from_other_errors() -> None:

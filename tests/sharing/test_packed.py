@@ -17,6 +17,7 @@ from torch import Tensor
 from smat_peft import SMATConfig, pack_adapter, save_task
 from smat_peft.errors import CheckpointError, ConfigurationError
 from smat_peft.few_shot import FewShotClassifier
+from smat_peft.meta_tuning import MetaLearner, MetaTuningArguments
 from smat_peft.sharing.packed import HEADER, describe_packed
 from smat_peft.tuner.adapters import merged_sparsity, smat_layers, sparsity
 from tests.sharing.hub_server import WRITER, Hub
@@ -216,3 +217,22 @@ def test_from_the_hub_it_classifies_as_where_it_was_packed(
     fetched = PeftModel.from_pretrained(make_vit(), "user/packed", token=WRITER).eval()
     answers = [FewShotClassifier(each).fit(PIXELS, LABELS).predict_proba(PIXELS) for each in (local, fetched)]
     assert (answers[0] == answers[1]).all()
+
+
+def test_what_cannot_be_packed_is_one_clear_error(make_vit: Any, tmp_path: Path) -> None:
+    model = get_peft_model(make_vit(), SMATConfig(num_experts=2, init_weights=False)).eval()
+    with model.disable_adapter(), pytest.raises(ConfigurationError, match="adapters are disabled"):
+        pack_adapter(model, tmp_path / "disabled")
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(CheckpointError, match="holds an adapter that is not packed"):
+        pack_adapter(model, tmp_path, lossless=True)
+    with model.task({}):
+        save_task(model, tmp_path / "backbone")
+    with pytest.raises(ConfigurationError, match=r"in torch.float32 are packed, .* in torch.bfloat16"):
+        pack_adapter(model.bfloat16(), tmp_path / "half", lossless=True)
+
+
+def test_a_packed_adapter_is_refused_by_the_learner(model: PeftModel, make_vit: Any, tmp_path: Path) -> None:
+    pack_adapter(model, tmp_path, lossless=True)
+    with pytest.raises(ConfigurationError, match="packed"):
+        MetaLearner(PeftModel.from_pretrained(make_vit(), tmp_path), MetaTuningArguments())

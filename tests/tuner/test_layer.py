@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import threading
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
@@ -174,3 +178,84 @@ def test_convolutions_may_change_their_memory_format() -> None:
     torch.testing.assert_close(model.features(images), expected)
     model.adapt(images, labels)
     torch.testing.assert_close(model.features(images), expected)
+
+
+@pytest.mark.parametrize("end", ["unload", "merge_and_unload", "adapt"])
+@torch.no_grad()
+def test_what_follows_an_interrupted_call_works_with_the_backbones_own_weights(end: str) -> None:
+    model = adapted(sparsity_pattern="dense", feature="output")
+    plain, own = model.get_base_model(), model.get_base_model().scale.clone()
+    merged = copy.deepcopy(model).merge_and_unload()(X)
+    model.get_base_model().pause = interrupt
+    with model.task({"scale": torch.zeros(4)}), pytest.raises(KeyboardInterrupt):
+        model(X)
+    model.get_base_model().pause = None
+    if end == "adapt":
+        model.adapt(X, torch.tensor([0, 1]))  # an even mix: it has no router
+        assert torch.equal(model(X), merged)
+        return
+    found = getattr(model, end)()
+    assert "scale" not in vars(plain)
+    assert torch.equal(found.scale, own) == (end == "unload")
+    if end == "merge_and_unload":
+        assert torch.equal(found(X), merged)
+
+
+def test_an_adapter_that_is_unloaded_is_forgotten() -> None:
+    model = adapted()
+    gates = [weakref.ref(parameter) for name, parameter in model.named_parameters() if "smat_gates" in name]
+    assert gates
+    model.merge_and_unload()
+    gc.collect()
+    assert not any(gate() is not None for gate in gates)
+
+
+@pytest.mark.filterwarnings("ignore:All adapters are already merged")
+@pytest.mark.parametrize("act", ["adapt", "merge"])
+def test_what_is_made_in_inference_mode_can_be_trained_later(act: str) -> None:
+    model = adapted(sparsity_pattern="dense", feature="output")
+    with torch.inference_mode():
+        model.adapt(X, torch.tensor([0, 1])) if act == "adapt" else model.merge_adapter()
+    plain = model.merge_and_unload()
+    plain.requires_grad_(True)
+    plain(X).sum().backward()
+    assert plain.scale.grad is not None
+
+
+@torch.no_grad()
+def test_a_safe_merge_that_fails_has_changed_nothing() -> None:
+    model = adapted()
+    expected, own = model(X), model.get_base_model().scale.clone()
+    broken = model.get_base_model().linear.smat_delta["default"]["weight"]
+    first = broken[0, 0].item()
+    broken[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_and_unload(safe_merge=True)
+    broken[0, 0] = first
+    assert torch.equal(model.get_base_model().scale, own)
+    assert torch.equal(model(X), expected)
+
+
+def test_weights_that_are_offloaded_are_one_clear_error() -> None:
+    model = adapted()
+    cpu_offload(model.get_base_model())
+    with pytest.raises(ConfigurationError, match="has no values: it was offloaded"), torch.no_grad():
+        model(X)
+
+
+@torch.no_grad()
+def test_a_sequential_calls_its_router_and_what_is_beside_it_without_effect() -> None:
+    class Scaled(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(3, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) * self.scale
+
+    images = torch.randn(6, 3, 8, 8)
+    expected = (plain := Scaled())(images)
+    model = get_peft_model(plain, SMATConfig(num_experts=2, feature_dim=4)).eval()
+    assert torch.allclose(model(images), expected)
+    model.adapt(images, torch.arange(6) % 2)
+    assert torch.allclose(model.features(images), expected)

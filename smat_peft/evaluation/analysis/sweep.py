@@ -29,7 +29,7 @@ class SweepCell:
         num_experts: M.
         delta_lr: Learning rate of delta.
         seed: Of training.
-        validation_score: What rates are chosen by: mean accuracy of the kept adapter on validation and dev-OOD episodes.
+        validation_score: What rates are chosen by: accuracy of the kept adapter on validation and dev-OOD episodes.
         id_accuracy: Average over ID domains.
         id_half_width: Half its interval.
         dev_ood_accuracy: Average over dev-OOD domains.

@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from smat_peft.errors import DataError
 from smat_peft.evaluation.analysis.pictures import MARKERS, picture
 
-ACCURACIES = {"id_accuracy": "ID accuracy (validation classes), %", "dev_ood_accuracy": "dev-OOD accuracy, %"}
+ACCURACIES = {"id_accuracy": "ID, validation classes, %", "dev_ood_accuracy": "dev-OOD, %"}
 POINT_SIZE = 22  # square points
+APART = 0.09  # lines of several numbers of experts, so that their bars do not hide one another
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ def draw_sweep(cells: Sequence[SweepCell], path: Path) -> None:
             marker = MARKERS[number % len(MARKERS)]
             colour = colormaps["cividis"](0.85 * number / max(1, len(experts) - 1))
             label = f"{count} expert" + ("" if count == 1 else "s")
+            shift = APART * (number - (len(experts) - 1) / 2)
             for axes, name in zip(curves, ACCURACIES, strict=True):
-                _draw_curve(axes, of_count, sparsities, name, marker=marker, color=colour, label=label)
+                _draw_curve(axes, of_count, sparsities, name, shift, marker=marker, color=colour, label=label)
             for place, sparsity in enumerate(sparsities):
                 inside = [cell for cell in of_count if cell.target_sparsity == sparsity]
                 points = [[100 * getattr(cell, name) for cell in inside] for name in ACCURACIES]
@@ -129,10 +131,13 @@ def draw_sweep(cells: Sequence[SweepCell], path: Path) -> None:
         figure.legend(*shown[1], loc="outside lower center", ncols=8, columnspacing=1.0, handletextpad=0.2)
 
 
-def _draw_curve(axes: Axes, cells: Sequence[SweepCell], sparsities: Sequence[float], name: str, **style: Any) -> None:
+def _draw_curve(
+    axes: Axes, cells: Sequence[SweepCell], sparsities: Sequence[float], name: str, shift: float, **style: Any
+) -> None:
     seeds = {cell.seed for cell in cells}
     groups = {
-        place: [cell for cell in cells if cell.target_sparsity == sparsity] for place, sparsity in enumerate(sparsities)
+        place + shift: [cell for cell in cells if cell.target_sparsity == sparsity]
+        for place, sparsity in enumerate(sparsities)
     }
     groups = {place: group for place, group in groups.items() if group}
     means = [100 * fmean(getattr(cell, name) for cell in group) for group in groups.values()]

@@ -24,11 +24,13 @@ PARTIAL, REPLACED = ".partial-", ".replaced"
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write a file, which takes the place of `path` if the block ends without an error.
 
-    Its name ends as that of `path` does. The folder is made where there is none.
+    Its name ends as that of `path` does. The folder is made where there is none. Of a link, the file that it leads to
+    is replaced.
 
     Raises:
         CheckpointError: It cannot be written; `path` is as it was.
     """
+    path = path.resolve()
     partial = _beside(path)
     with _one_error(f"cannot write {path}"):
         try:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peft import get_peft_model
 
 import compare
-from comparison import training
+from comparison import measuring, training
 from comparison.ledger import LEDGER
 from comparison.measuring import Look, records_folder, refuse_other_counts, take_look
 from comparison.reporting import by_row, reached_sooner, read_all, report
@@ -22,12 +23,15 @@ from comparison.rows import CLAIMS, DENSE, FIVE_SHOT, HAND_DESIGNED, QUICK_ROWS,
 from comparison.runs import merged
 from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
+from smat_peft import SMATConfig
+from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.episodes.builtin import ROLES
 from smat_peft.evaluation import Record
 from smat_peft.evaluation.claims import Claim, Contrast, judge
 from smat_peft.evaluation.predictors import BACKBONE
 from smat_peft.evaluation.record_files import write_records
 from smat_peft.evaluation.records import Evaluation, Role
+from smat_peft.few_shot.loading import load_backbone
 
 
 def study(folder: Path, rows: Any = tuple(ROWS), quick: bool = False, seeds: int = 2) -> Study:
@@ -376,3 +380,17 @@ def test_a_claim_is_also_told_without_some_domains_which_its_verdict_does_not_de
     assert list(judged.without) == contrasts[1:]
     assert judged.without[contrasts[1]].mean == pytest.approx(0.1, abs=0.02)
     assert judge(Claim("better", contrasts), measured).without == {}
+
+
+def test_a_look_that_was_cut_is_not_finished_with_another_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(measuring, "evaluate", lambda *_, settings, **__: seen.append(settings))
+    for std in (0.1, 0.2):
+        model = get_peft_model(load_backbone(DEMO_BACKBONE), SMATConfig(num_experts=2, gate_init_std=std))
+        model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+        take_look(Look(DENSE, 0, tmp_path / "adapter", "prototype", 1), tmp_path, 1)
+    assert seen[0] != seen[1]
+    take_look(Look(BACKBONE, None, None, "prototype", 1), tmp_path, 1)
+    assert seen[2] == {}

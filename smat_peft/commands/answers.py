@@ -55,13 +55,19 @@ class Answers:
         rejected = self.confidence < self.reject_below
         return [NONE_OF_THESE if reject else name for name, reject in zip(best, rejected, strict=True)]
 
+    @cached_property
+    def runners_up(self) -> list[int]:
+        """What comes next, by the numbers of the classes, `N`: after a rejection, the class that was most probable."""
+        rejected = self.confidence < self.reject_below
+        return np.where(rejected, self.ranked[:, 0], self.ranked[:, 1]).tolist()
+
     def table(self) -> str:
-        """A row an image: its answer, the runner-up, and both probabilities."""
+        """A row an image: its answer, the runner-up, and their probabilities, if that is a class."""
         header = ["image", "class"] if self.true_classes else ["image"]
         rows = []
-        for number, (best, second, *_) in enumerate(self.ranked):
-            row = [self.images[number], *self.true_classes[number : number + 1]]
-            row += [self.labels[number], f"{self.probabilities[number, best]:.3f}"]
+        for number, (label, second) in enumerate(zip(self.labels, self.runners_up, strict=True)):
+            row = [self.images[number], *self.true_classes[number : number + 1], label]
+            row += ["" if label == NONE_OF_THESE else f"{self.confidence[number]:.3f}"]
             row += [self.classes[second], f"{self.probabilities[number, second]:.3f}"]
             rows.append(row)
         header += ["label", "probability", "runner-up", "probability"]

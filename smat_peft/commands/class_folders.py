@@ -10,6 +10,7 @@ from pathlib import Path
 from smat_peft.episodes.folders import sub_folders
 from smat_peft.episodes.image_files import PLUGINS, SUFFIXES, is_image_file, open_image
 from smat_peft.errors import DataError
+from smat_peft.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,14 @@ class FolderImages:
     @property
     def names(self) -> list[str]:
         """The images by their paths in the folder."""
-        return [str(path.relative_to(self.folder)) for path in self.paths]
+        return [_printable(str(path.relative_to(self.folder))) for path in self.paths]
 
 
 def read_examples(folder: Path, skip: bool) -> FolderImages:
     """The images of a folder of class folders.
+
+    Of copies of a file in one class all but the first are left out: an example that is left out is not to be known by
+    its copy. They are named on stderr, as are copies in different classes.
 
     Args:
         folder: The folder.
@@ -48,7 +52,7 @@ def read_examples(folder: Path, skip: bool) -> FolderImages:
             f"{folder} holds {len(classes)} class folders; put the examples of each class into a folder of the "
             "class's name, two classes at least"
         )
-    return _of_classes(folder, classes, skip)
+    return _without_copies(_of_classes(folder, classes, skip))
 
 
 def read_queries(folder: Path, known: Sequence[str], skip: bool) -> FolderImages:
@@ -75,6 +79,30 @@ def read_queries(folder: Path, known: Sequence[str], skip: bool) -> FolderImages
     return _of_classes(folder, classes, skip)
 
 
+def _without_copies(examples: FolderImages) -> FolderImages:
+    first: dict[str, int] = {}
+    copies = set()
+    for number, path in enumerate(examples.paths):
+        earlier = first.setdefault(sha256_of(path), number)
+        if earlier == number:
+            continue
+        same = f"{examples.names[number]} is the same file as {examples.names[earlier]}"
+        if examples.classes[earlier] == examples.classes[number]:
+            copies.add(number)
+            print(f"left out: {same}", file=sys.stderr)
+        else:
+            print(f"warning: {same}, of another class", file=sys.stderr)
+    kept = [number for number in range(len(examples.paths)) if number not in copies]
+    return FolderImages(
+        examples.folder, [examples.paths[number] for number in kept], [examples.classes[number] for number in kept]
+    )
+
+
+def _printable(name: str) -> str:
+    """A name as it can be shown and written: bytes that are no text, and what would move the cursor, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def _of_classes(folder: Path, classes: dict[str, list[Path]], skip: bool) -> FolderImages:
     usable = {name: _usable(paths, skip, f"class folder {folder / name}") for name, paths in classes.items()}
     return FolderImages(
@@ -87,7 +115,7 @@ def _of_classes(folder: Path, classes: dict[str, list[Path]], skip: bool) -> Fol
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    return {entry.name: _images(entry) for entry in sub_folders(folder)}
+    return {_printable(entry.name): _images(entry) for entry in sub_folders(folder)}
 
 
 def _images(folder: Path) -> list[Path]:

@@ -157,6 +157,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise DataError(f"--{name} {file}: there is no folder {file.absolute().parent}")
         if file is not None and file.is_dir():
             raise DataError(f"--{name} {file} is a folder; name a file in it")
+        if file is not None and file.exists() and not file.is_file():
+            raise DataError(f"--{name} {file} is no ordinary file, which one would take the place of")
     require_at_least(arguments, 0, "seed")
     require_at_least(arguments, 1, "batch_size")
     if arguments.sheet is not None and arguments.sheet.suffix not in (".html", ".htm"):

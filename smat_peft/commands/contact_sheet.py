@@ -11,6 +11,7 @@ import numpy as np
 
 from smat_peft.commands.answers import Answers
 from smat_peft.episodes.image_files import open_image
+from smat_peft.few_shot.classifier import NONE_OF_THESE
 from smat_peft.files import write_text
 
 THUMBNAIL = (160, 160)
@@ -36,7 +37,7 @@ small {{ color: #666 }}
 </html>
 """
 FIGURE = """<figure{kind}><img src="data:image/jpeg;base64,{picture}" alt="">
-<b>{label}</b> {probability:.0%}<meter value="{probability:.3f}"></meter>
+<b>{label}</b>{share}<meter value="{probability:.3f}"></meter>
 {note}<small>{name}</small></figure>"""
 
 
@@ -56,7 +57,7 @@ def write_contact_sheet(path: Path, answers: Answers, title: str) -> None:
 
 
 def _figure(answers: Answers, number: int) -> str:
-    label, second = answers.labels[number], answers.ranked[number, 1]
+    label, second = answers.labels[number], answers.runners_up[number]
     true_class = answers.true_classes[number] if answers.true_classes else label
     wrong = label != true_class
     notes = [f"in folder {true_class}"] if wrong else []
@@ -65,6 +66,7 @@ def _figure(answers: Answers, number: int) -> str:
         kind=' class="wrong"' if wrong else "",
         picture=_thumbnail(answers.paths[number]),
         label=escape(label),
+        share="" if label == NONE_OF_THESE else f" {answers.confidence[number]:.0%}",
         probability=answers.confidence[number],
         note="".join(f"{escape(note)}<br>" for note in notes),
         name=escape(answers.images[number]),

@@ -49,8 +49,10 @@ def leave_examples_out(classifier: FewShotClassifier, examples: FolderImages) ->
 def support_report(answers: Answers, examples: FolderImages) -> str:
     """Accuracy with its interval, what is confused with what, which images may lie in a wrong folder."""
     lonely = sorted(set(examples.classes) - set(answers.true_classes))
+    largest = max(Counter(answers.true_classes).values()) / len(answers.true_classes)
     parts = [
-        answers.accuracy("leave-one-out accuracy") + f"; guessing: {100 / len(answers.classes):.1f} %",
+        answers.accuracy("leave-one-out accuracy") + f"; guessing: {100 / len(answers.classes):.1f} %"
+        f"; always the largest class: {100 * largest:.1f} %",
         _confusions(answers),
         _suspects(answers),
     ]

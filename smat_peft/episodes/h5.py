@@ -32,7 +32,11 @@ class H5Images(StoredImages):
 
     def read(self, place: int) -> Image.Image:
         try:
-            pixels = np.asarray(_open(self.path, os.getpid())[f"{place}/image"])
+            file = _open(self.path, os.getpid())
+            image = file[f"{place}/image"]
+            if image.external or image.is_virtual or image.file.filename != file.filename:  # a file says what is read
+                raise DataError(f"{self.name(place)} lies in another file; convert the file to hold its images itself")
+            pixels = np.asarray(image)
         except (OSError, KeyError, RuntimeError) as error:
             raise DataError(
                 f"{self.name(place)} cannot be read: {error}; download or convert the file again"

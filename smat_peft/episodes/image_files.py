@@ -15,6 +15,8 @@ from smat_peft.errors import DataError
 FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".png": "PNG",
     ".webp": "WEBP",
     ".bmp": "BMP",
@@ -23,6 +25,9 @@ FORMATS = {
     ".tiff": "TIFF",
     ".ppm": "PPM",
     ".pgm": "PPM",
+    ".pbm": "PPM",
+    ".pnm": "PPM",
+    ".avif": "AVIF",
 }
 READ_BY_PILLOW = sorted(set(FORMATS.values()))
 
@@ -109,13 +114,14 @@ def _formats(path: Path) -> list[str]:
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """A copy in RGB, which holds no file.
+    """A copy in RGB, which holds no file; what is transparent is white.
 
     Raises:
         DataError: It has values whose range is not known.
     """
-    if image.mode == "P":  # straight to RGB, Pillow warns that a palette's transparency is lost
+    if image.has_transparency_data:  # what lies behind was not meant to be seen, and often is black on black
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     elif image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would cut off at 255
     elif image.mode in ("I", "F"):

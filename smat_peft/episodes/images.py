@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor
 from smat_peft.assets import backbone_source
 from smat_peft.episodes.domain import Augmentation
 from smat_peft.episodes.image_files import in_rgb
-from smat_peft.errors import ConfigurationError
+from smat_peft.errors import ConfigurationError, DataError
 
 CROP_AREA = (0.08, 1.0)  # share of the image's area; this, the ratio and the tries are RandomResizedCrop's defaults
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
@@ -129,6 +129,11 @@ class ImageTransform:
         if isinstance(before, int):
             short = min(image.size)
             before = (before * image.height // short, before * image.width // short)
+            if Image.MAX_IMAGE_PIXELS is not None and before[0] * before[1] > Image.MAX_IMAGE_PIXELS:
+                raise DataError(
+                    f"an image of {image.width} x {image.height} is too long and thin to be resized to {before[1]} x "
+                    f"{before[0]}; cut it, or leave it out"
+                )
         if before is not None and before != (image.height, image.width):
             image = image.resize(before[::-1], self.resample)
         height, width = self.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from torch import nn
 
 from smat_peft.episodes.images import ImageTransform, load_image_transform
 from smat_peft.errors import CheckpointError, ConfigurationError, DataError
-from smat_peft.few_shot.adaptation import adapt_to_support, classify_queries
+from smat_peft.few_shot.adaptation import AdaptedTask, adapt_to_support, classify_queries
 from smat_peft.few_shot.backbone import DEFAULT_BATCH_SIZE, on_device
 from smat_peft.few_shot.fine_tuning import Adaptation
 from smat_peft.few_shot.inputs import check_images, encode_labels, pixel_batches
@@ -27,6 +28,7 @@ from smat_peft.few_shot.learning_rate import choose_learning_rate
 from smat_peft.few_shot.loading import find_model
 from smat_peft.few_shot.saving import SavedClassifier, read_classifier, write_classifier
 from smat_peft.kinds import is_number, is_whole
+from smat_peft.tuner.adapters import has_experts
 
 NONE_OF_THESE = "none of these"  # what `predict` answers below `reject_below` where classes are strings
 NONE_OF_THESE_NUMBER = -1  # and where they are numbers
@@ -155,7 +157,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.learning_rate != "auto" if automatic else not is_number(self.learning_rate):
             raise ConfigurationError(f"learning_rate must be a number or 'auto', got {self.learning_rate!r}")
         rate = 0.0 if automatic else float(self.learning_rate)
-        adaptation = Adaptation(self.adaptation, self.steps, rate, self.augment, seed=self.seed)
+        adaptation = Adaptation(self.adaptation, int(self.steps), rate, bool(self.augment), seed=int(self.seed))
+        fitted: AdaptedTask | None = getattr(self, "task_", None)
+        if fitted is not None and fitted.expert_weights is not None and not has_experts(self.model):
+            warnings.warn(
+                "this classifier was loaded without the adapter that its weights came of, and is fitted anew with the "
+                "backbone alone; FewShotClassifier.load(folder, model=adapted_model) keeps the adapter",
+                stacklevel=2,
+            )
         transform = _as_transform(self.image_processor)
         checked = check_images(images, transform)
         classes, codes = encode_labels(y)

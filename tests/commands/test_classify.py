@@ -1,6 +1,7 @@
 """`python -m smat_peft.classify`: what it prints and writes, and one clear line where the input has to be mended."""
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -179,7 +180,8 @@ def test_without_queries_the_examples_label_each_other(support, backbone, tmp_pa
     Image.linear_gradient("L").save(support / "lone" / "grey.png")
     assert call(support, "--model", backbone, "--output", tmp_path / "out.csv", "--sheet", tmp_path / "out.html") == 0
     out = capsys.readouterr().out
-    assert re.match(r"leave-one-out accuracy 92\.3 % \(12 of 13 images; 95 % interval .*\); guessing: 25\.0 %\n", out)
+    first = r"leave-one-out accuracy 92\.3 % \(12 of 13 images; 95 % interval .*\); "
+    assert re.match(first + r"guessing: 25\.0 %; always the largest class: 53\.8 %\n", out)
     assert re.search(r"^blue +red +1$", out, re.MULTILINE)
     assert re.search(rf"^{re.escape(str(Path('blue') / 'stray.png'))} +red +0\.\d+ +0\.\d+$", out, re.MULTILINE)
     assert "Not checked, with a single image each: lone." in out
@@ -241,6 +243,55 @@ def test_queries_can_be_fine_tuned_for(support, photos, backbone, capsys):
 def test_images_of_no_class_can_be_rejected(support, photos, backbone, capsys):
     assert call(support, photos, "--model", backbone, "--reject_below", 1) == 0
     assert capsys.readouterr().out.count("none of these") == 6
+
+
+def test_beside_a_rejection_stands_the_class_that_was_most_probable(support, photos, backbone, tmp_path, capsys):
+    words = [support, photos, "--model", backbone]
+    assert call(*words) == 0
+    taken = re.findall(r"^(\S+\.png) +(\w+) +(\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert len(taken) == 6
+    assert call(*words, "--reject_below", 1, "--sheet", tmp_path / "out.html") == 0
+    out, page = capsys.readouterr().out, (tmp_path / "out.html").read_text()
+    for name, label, probability in taken:
+        assert re.search(rf"^{re.escape(name)} +none of these +{label} +{re.escape(probability)}$", out, re.MULTILINE)
+    assert sorted(re.findall(r"<b>none of these</b><meter.*\nor (\w+) ", page)) == sorted(
+        label for _, label, _ in taken
+    )
+
+
+def test_copies_of_an_example_do_not_vouch_for_it(support, backbone, capsys):
+    assert call(support, "--model", backbone) == 0
+    expected = capsys.readouterr().out
+    copy = support / "red" / "red-1 (copy).png"
+    copy.write_bytes((support / "red" / "red-1.png").read_bytes())
+    assert call(support, "--model", backbone) == 0
+    out, err = capsys.readouterr()
+    assert out == expected
+    assert f"left out: {Path('red') / 'red-1.png'} is the same file as {Path('red') / 'red-1 (copy).png'}" in err
+    copy.rename(support / "blue" / "blue-9.png")
+    assert call(support, "--model", backbone) == 0
+    assert "is the same file as" in (err := capsys.readouterr().err)
+    assert "of another class" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_names_that_are_no_text_can_be_shown_and_written(support, photos, backbone, tmp_path, capsys):
+    (photos / "red-0.png").rename(Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9\x1b[31m.png")))
+    words = ["--output", tmp_path / "out.csv", "--sheet", tmp_path / "out.html"]
+    assert call(support, photos, "--model", backbone, *words) == 0
+    name = r"caf\udce9\x1b[31m.png"
+    assert name in capsys.readouterr().out
+    assert all(name in (tmp_path / file).read_text() for file in ("out.csv", "out.html"))
+
+
+def test_only_an_ordinary_file_is_replaced(support, photos, backbone, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.csv")
+    words = [support, photos, "--model", backbone, "--output"]
+    assert "pipe.csv is no ordinary file" in failure(capsys, *words, tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to("target.csv")
+    assert call(*words, tmp_path / "link.csv") == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "target.csv").is_file()
 
 
 def test_a_photo_in_a_format_that_pillow_lacks_names_the_package(support, photos, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """python -m smat_peft.evaluate: what it measures, what it leaves, what it refuses, and its name."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -211,3 +212,13 @@ def test_what_training_shares_with_new_domains_is_said(world, domains, tmp_path,
     words = ["--episodes", "1", "--validation_episodes", "0", "--output_dir", str(tmp_path / "out"), *map(str, domains)]
     assert main(["--model_name_or_path", str(world / "vit"), *words]) == 0
     assert "Warning: other is named as not trained on, but 6 of its classes have names of" in capsys.readouterr().err
+
+
+def test_no_adapter_is_lost_for_the_name_of_its_folder(world, adapters, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("SMAT", "backbone"):
+        shutil.copytree(adapters / "mine", tmp_path / name)
+    paths = ["SMAT", "backbone", str(adapters / "lora")]
+    models = evaluate_inputs.load_models(str(world / "vit"), paths, torch.device("cpu"))
+    assert list(models) == ["backbone", "./SMAT", "./backbone", str(adapters / "lora")]
+    assert list(evaluate_inputs.predictors_of(models, [], "prototype", 8)) == list(models)

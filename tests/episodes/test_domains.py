@@ -88,6 +88,15 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -
     assert read_image(path).mode == "RGB"
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "icon.png"
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 2))
+    image.convert(mode).save(path)
+    assert np.asarray(read_image(path))[:, 0, 0].tolist() == [0, 0, 255, 255]
+
+
 def test_an_image_is_turned_as_its_exif_entry_says(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     image = Image.new("RGB", (40, 20))

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from smat_peft.episodes.domains import load_domain
-from smat_peft.episodes.h5 import MAX_OPEN_FILES
+from smat_peft.episodes.h5 import MAX_OPEN_FILES, H5Images
 from smat_peft.episodes.hierarchies import Bilevel, Ontology
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.meta_dataset import read_specification
@@ -285,3 +285,22 @@ except ValueError as error:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.startswith(ConfigurationError.__name__)
     assert "pip install 'smat_peft[h5]'" in ended.stdout
+
+
+def test_images_that_lie_in_another_file_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(range(12)))
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["image"] = np.zeros((2, 2, 3), np.uint8)
+    with h5py.File(tmp_path / "0.h5", "w") as file:
+        outside = [(str(tmp_path / "secret"), 0, 12)]
+        file.create_group("0").create_dataset("image", (2, 2, 3), np.uint8, external=outside)
+        file.create_group("1")["image"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "image")
+        layout = h5py.VirtualLayout((2, 2, 3), np.uint8)
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "image", (2, 2, 3))
+        file.create_group("2").create_virtual_dataset("image", layout)
+        file.create_group("3")["image"] = np.zeros((2, 2, 3), np.uint8)
+    images = H5Images(range(4), tmp_path / "0.h5")
+    assert images.read(3).size == (2, 2)
+    for place in range(3):
+        with pytest.raises(DataError, match="lies in another file"):
+            images.read(place)

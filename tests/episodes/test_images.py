@@ -19,7 +19,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from smat_peft.episodes.domain import EVERY_AUGMENTATION, Augmentation
 from smat_peft.episodes.images import ImageTransform, load_image_transform
-from smat_peft.errors import ConfigurationError
+from smat_peft.errors import ConfigurationError, DataError
 
 PROCESSORS = {
     "vit": ViTImageProcessorPil(size={"height": 32, "width": 32}),
@@ -223,3 +223,10 @@ def test_a_processor_that_cannot_be_fetched_is_an_error_whatever_the_image_size(
 def test_a_processor_file_that_cannot_be_used_is_an_error(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="cannot load the image processor"):
         load_image_transform(write_config(tmp_path, **config), image_size=24)
+
+
+def test_an_image_that_is_too_long_and_thin_is_refused_before_it_takes_the_memory() -> None:
+    transform = ImageTransform((224, 224), resize=256)
+    assert transform.evaluation(Image.new("RGB", (300, 3))).shape == (3, 224, 224)
+    with pytest.raises(DataError, match="an image of 65000 x 1 is too long and thin"):
+        transform.evaluation(Image.new("RGB", (65000, 1)))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from smat_peft.errors import DataError
 from smat_peft.evaluation.calibration import Calibration, Reliability
 from smat_peft.evaluation.records import Evaluation, Record
 from smat_peft.evaluation.report import format_calibration, format_percent, format_report, report_as_dict
@@ -158,3 +159,13 @@ def test_every_table_says_how_the_learning_rate_was_chosen(selection, sentence):
     evaluation = dataclasses.replace(evaluation_of(), settings=settings)
     assert sentence in format_report(evaluation)
     assert sentence in report_as_dict(evaluation)["adaptation"]
+
+
+def test_what_was_measured_on_other_episodes_or_twice_is_not_paired():
+    first, second = evaluation_of(("backbone",)), evaluation_of(("SMAT",))
+    later = [dataclasses.replace(record, index=record.index + 2) for record in second.records]
+    with pytest.raises(DataError, match="'SMAT' and 'backbone' were measured on different episodes of domain 'greek'"):
+        Evaluation([*first.records, *later]).difference("SMAT", "backbone", "greek")
+    seeds = [dataclasses.replace(record, seed=seed) for record in second.records for seed in (0, 1)]
+    with pytest.raises(DataError, match="two records of 'SMAT' on greek 0: those of several training seeds"):
+        format_report(Evaluation([*first.records, *seeds]))

@@ -474,7 +474,9 @@ def test_an_adapter_of_another_method_is_merged_and_can_be_fine_tuned(backbone_f
     loaded = FewShotClassifier.from_pretrained(backbone_folder, tmp_path / "lora").fit(*examples)
     expected = FewShotClassifier(adapted, loaded.transform_).fit(*examples)
     np.testing.assert_allclose(loaded.predict_proba(queries[0]), expected.predict_proba(queries[0]), atol=1e-5)
-    loaded.set_params(adaptation="lora", steps=1, learning_rate=1e-3).fit(*examples).save(tmp_path / "mine")
+    loaded.set_params(adaptation="lora", steps=np.int64(1), learning_rate=1e-3, seed=np.int64(3)).fit(*examples).save(
+        tmp_path / "mine"
+    )
     with pytest.raises(CheckpointError, match="give it as model"):
         FewShotClassifier.load(tmp_path / "mine")
 

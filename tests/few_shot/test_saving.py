@@ -49,6 +49,12 @@ def test_numpy_s_numbers_are_saved_as_numbers(make_vit, transform, examples, tmp
     assert {name: FewShotClassifier.load(tmp_path, make_vit()).get_params()[name] for name in settings} == settings
 
 
+def test_fitting_anew_without_the_adapter_is_warned_of(fitted, folder, examples):
+    with pytest.warns(UserWarning, match="loaded without the adapter"):
+        FewShotClassifier.load(folder).fit(*examples)
+    FewShotClassifier.load(folder, fitted.model).fit(*examples)
+
+
 def test_a_setting_that_cannot_be_written_leaves_the_classifier_that_was_there(fitted, folder, queries):
     before = fitted.predict_proba(queries[0])
     fitted.verbose = object()

@@ -30,7 +30,10 @@ PAGES = [ROOT / "README.md", *DOCS]
 ELSEWHERE = {"card.md", "protocols.md"}  # the template's own; in test_recipes.py, with its files
 # Commands whose scripts have tests of their own, or that only install or build.
 TESTED = {
-    *(f"examples/{name}.py" for name in ("compare", "convert_reference", "digits", "image_classification", "pack")),
+    *(
+        f"examples/{name}.py"
+        for name in ("compare", "convert_reference", "digits", "image_classification", "pack", "sweep")
+    ),
     *("docs/write.py", "benchmarks/size.py", "benchmarks/fits.py", "smat_peft.analyse", "smat_peft.meta_tune"),
 }
 

@@ -33,7 +33,7 @@ import yaml
 
 from comparison.jobs import add_jobs, in_processes, threads_of
 from comparison.ledger import selection_score
-from comparison.runs import LOG, RECIPE, merged, run_in
+from comparison.runs import LOG, RECIPE, differences, merged, run_in
 from comparison.training import RECIPES
 from smat_peft.commands.console import HelpFormatter
 from smat_peft.commands.results import METRICS
@@ -142,14 +142,9 @@ def check_settings(settings: dict[str, Any], recipes: Sequence[Path]) -> None:
     """
     for path in recipes:
         found = yaml.safe_load(path.read_text()) if path.is_file() else settings
-        names = sorted((found.keys() | settings.keys()) - OF_A_RUN)
-        differ = [
-            f"{name} {found.get(name)}, not {settings.get(name)}"
-            for name in names
-            if found.get(name) != settings.get(name)
-        ]
+        differ = differences({name: value for name, value in found.items() if name not in OF_A_RUN}, settings)
         if differ:
-            raise SystemExit(f"error: {path} has {'; '.join(differ)}. Give --results and --runs_dir of their own")
+            raise SystemExit(f"error: {path} has {differ}. Give --results and --runs_dir of their own")
 
 
 def results_of(cells: Sequence[Cell], table: Path) -> Results:

@@ -21,6 +21,13 @@ def merged(recipes: Sequence[Path]) -> dict[str, Any]:
     return {name: value for path in recipes for name, value in yaml.safe_load(path.read_text()).items()}
 
 
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What two settings do not have alike; nothing where they are the same."""
+    names = sorted(found.keys() | wanted.keys())
+    differ = [name for name in names if found.get(name) != wanted.get(name)]
+    return "; ".join(f"{name} {found.get(name)}, not {wanted.get(name)}" for name in differ)
+
+
 def run_in(folder: Path, settings: Mapping[str, Any], threads: int) -> bool:
     """Meta-tune with these settings, and go on with what was cut; whether it ended well, else the log says why."""
     folder.mkdir(parents=True, exist_ok=True)

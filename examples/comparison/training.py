@@ -14,7 +14,7 @@ from comparison.jobs import in_processes, threads_of
 from comparison.ledger import Ledger, best_rate, run_name, selection_score, trial_name
 from comparison.measuring import Look
 from comparison.rows import FINE_TUNED, HAS_ITS_OWN_SPARSITY, QUICK, QUICK_RATES, ROWS, SEARCH_SEED, SHOTS, SMAT
-from comparison.runs import LOG, merged, run_in
+from comparison.runs import LOG, differences, merged, run_in
 from smat_peft.assets import DEMO_RECIPE
 from smat_peft.commands.results import METRICS
 from smat_peft.evaluation.predictors import BACKBONE
@@ -141,12 +141,11 @@ class Study:
         if figures is None:
             return False
         wanted = self._own_settings(name, self.rate(name) if rate is None else rate)
-        differ = [
-            f"{key} {figures[key]}, not {wanted[key]}" for key in wanted if figures.get(key, wanted[key]) != wanted[key]
-        ]
+        known = figures.keys() & wanted.keys()
+        differ = differences({key: figures[key] for key in known}, {key: wanted[key] for key in known})
         if differ:
             raise SystemExit(
-                f"error: {run} was made with {'; '.join(differ)}. Choose another --runs_dir and --results_dir, or "
+                f"error: {run} was made with {differ}. Choose another --runs_dir and --results_dir, or "
                 f"throw away its folder, its records and what {self.ledger.path} has of it"
             )
         return True

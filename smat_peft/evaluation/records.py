@@ -116,10 +116,10 @@ class Evaluation:
         Raises:
             DataError: They were measured on different episodes.
         """
-        ours, theirs = (self._accuracies.get((name, domain), {}) for name in (predictor, baseline))
-        if ours.keys() != theirs.keys() and ours and theirs:
+        ours, theirs = self.accuracies(predictor, domain), self.accuracies(baseline, domain)
+        if self._accuracies[predictor, domain].keys() != self._accuracies[baseline, domain].keys():
             raise DataError(f"{predictor!r} and {baseline!r} were measured on different episodes of domain {domain!r}")
-        return estimate_difference(self.accuracies(predictor, domain), self.accuracies(baseline, domain))
+        return estimate_difference(ours, theirs)
 
     def average_accuracy(self, predictor: str, role: Role) -> Estimate:
         """Mean over the domains of a role of their mean accuracies."""

@@ -27,15 +27,14 @@ from smat_peft.meta_tuning.objective import (
 )
 from smat_peft.tuner.adapters import (
     active_adapter,
-    adapted_parameters,
     adapter_config,
+    adapter_gates,
     adapter_router,
     expected_l0,
     sparsity,
     thaw_router,
 )
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.packed import refuse_training
 from smat_peft.tuner.tasks import evaluation_mode, features, interpolate, interpolate_tasks, route, task
 
 TaskWeights = dict[str, Tensor]
@@ -98,9 +97,7 @@ class MetaLearner(nn.Module):
         self.process_index = process_index
         self.num_processes = num_processes
         self.adapter_name = active_adapter(model)
-        if self.config.packed is not None:
-            refuse_training(self.adapter_name)
-        adapted = list(adapted_parameters(model, self.adapter_name))
+        adapted = [(layer, name) for layer, name, _ in adapter_gates(model, self.adapter_name)]  # a packed one has none
         if not any(layer.smat_delta[self.adapter_name][name].requires_grad for layer, name in adapted):
             raise ConfigurationError(
                 f"the weights of adapter {self.adapter_name!r} are frozen, so that only its router would learn: "

@@ -81,9 +81,8 @@ class ShadowingCalls(nn.Module):
         self._held = shadow(self.get_base_layer(), self.effective_parameters())
 
     def _release(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if self._held is not None and self._thread == _this_thread():
-            unshadow(self.get_base_layer(), self._held)
-            self._held, self._thread = None, NO_THREAD
+        if self._thread == _this_thread():
+            self.recover()
 
     def _begin(self) -> None:
         thread = _this_thread()

@@ -13,6 +13,7 @@ evaluated. What is done is not done again: stop it and start it as you like. Wha
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,13 @@ from comparison.reporting import report
 from comparison.rows import QUICK_ROWS, ROWS
 from comparison.suite import freeze
 from comparison.training import Study, train_all
-from smat_peft.commands.console import HelpFormatter
+from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.evaluation.predictors import BACKBONE
 
 QUICK = {"rows": list(QUICK_ROWS), "seeds": 1, "episodes": 50, "tuned_seeds": 0}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Search, train, look, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
@@ -86,4 +87,4 @@ def take_looks(wanted: Sequence[Look], results: Path, jobs: int, title: str) -> 
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_command(main, sys.argv[1:]))

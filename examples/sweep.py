@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +36,9 @@ from comparison.jobs import add_jobs, in_processes, threads_of
 from comparison.ledger import selection_score
 from comparison.runs import LOG, RECIPE, differences, merged, run_in
 from comparison.training import RECIPES
-from smat_peft.commands.console import HelpFormatter
+from smat_peft.commands.console import HelpFormatter, run_command
 from smat_peft.commands.results import METRICS
+from smat_peft.errors import CheckpointError, ConfigurationError
 from smat_peft.evaluation.analysis.sweep import SweepCell, read_sweep, write_sweep
 from smat_peft.evaluation.predictors import SMAT
 
@@ -94,7 +96,7 @@ class Cell:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Run what is left, keep the table, say what is left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
@@ -138,13 +140,13 @@ def check_settings(settings: dict[str, Any], recipes: Sequence[Path]) -> None:
     """Check that what is there already, by its recipes, was made with the settings that all cells share.
 
     Raises:
-        SystemExit: A recipe differs in a setting.
+        ConfigurationError: A recipe differs in a setting.
     """
     for path in recipes:
         found = yaml.safe_load(path.read_text()) if path.is_file() else settings
         differ = differences({name: value for name, value in found.items() if name not in OF_A_RUN}, settings)
         if differ:
-            raise SystemExit(f"error: {path} has {differ}. Give --results and --runs_dir of their own")
+            raise ConfigurationError(f"{path} has {differ}. Give --results and --runs_dir of their own")
 
 
 def results_of(cells: Sequence[Cell], table: Path) -> Results:
@@ -158,7 +160,7 @@ def run_all(cells: Sequence[Cell], results: Results, settings: dict[str, Any], j
     """Run each cell without a result, so many at a time; results and table grow with each.
 
     Raises:
-        SystemExit: A run failed; the others are finished first.
+        CheckpointError: A run failed; the others are finished first.
     """
 
     def work(cell: Cell) -> Callable[[], bool]:
@@ -176,7 +178,7 @@ def run_all(cells: Sequence[Cell], results: Results, settings: dict[str, Any], j
         else:
             failed.append(str(cell.folder / LOG))
     if failed:
-        raise SystemExit(f"error: {len(failed)} runs failed; see {', '.join(failed)}")
+        raise CheckpointError(f"{len(failed)} runs failed; see {', '.join(failed)}")
 
 
 def describe(cells: Sequence[Cell], results: Results, jobs: int) -> str:
@@ -193,4 +195,4 @@ def describe(cells: Sequence[Cell], results: Results, jobs: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_command(main, sys.argv[1:]))

@@ -18,14 +18,16 @@ import compare
 from comparison import measuring, training
 from comparison.ledger import LEDGER
 from comparison.measuring import Look, records_folder, refuse_other_counts, take_look
-from comparison.reporting import by_row, reached_sooner, read_all, report
+from comparison.reporting import by_row, read_all, report
 from comparison.rows import CLAIMS, DENSE, FIVE_SHOT, HAND_DESIGNED, QUICK_ROWS, RATES, ROWS, SMAT, TAUGHT, WISE
 from comparison.runs import merged
+from comparison.sooner import reached_sooner
 from comparison.suite import FROZEN, freeze
 from comparison.training import Study, train_all
 from smat_peft import SMATConfig
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.episodes.builtin import ROLES
+from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.evaluation import Record
 from smat_peft.evaluation.claims import Claim, Contrast, judge
 from smat_peft.evaluation.predictors import BACKBONE
@@ -128,11 +130,11 @@ def test_a_run_with_other_settings_is_not_taken_for_the_one_that_is_wanted(tmp_p
         shutil.rmtree(tmp_path)
         finish(compared.folder(name, 0), settings=asked | change)
         other = study(tmp_path, [name], quick=True)
-        with pytest.raises(SystemExit, match=f"was made with .*{next(iter(change))}"):
+        with pytest.raises(ConfigurationError, match=f"was made with .*{next(iter(change))}"):
             other.trainings(0)
     shutil.rmtree(tmp_path)
     finish(compared.trial(SMAT, RATES[0]).folder, settings=asked)
-    with pytest.raises(SystemExit, match=r"search/smat/0.003125 was made with .*delta_lr 0.2, not 0.003125"):
+    with pytest.raises(ConfigurationError, match=r"search/smat/0.003125 was made with .*delta_lr 0.2, not 0.003125"):
         study(tmp_path).searches()
 
 
@@ -158,11 +160,11 @@ def test_records_of_another_number_of_episodes_are_refused_before_anything_is_do
     look_at(compared, DENSE, 0)
     refuse_other_counts(compared.results, compared.episodes())
     compared.arguments.tuned_episodes += 1
-    with pytest.raises(SystemExit, match=r"dense-PMF-full-seed0\.parquet holds 2 episodes .* 3 are wanted: ask for 2"):
+    with pytest.raises(DataError, match=r"dense-PMF-full-seed0\.parquet holds 2 episodes .* 3 are wanted: ask for 2"):
         refuse_other_counts(compared.results, compared.episodes() | {FIVE_SHOT: 2})
     compared.arguments.tuned_seeds = 0
     refuse_other_counts(compared.results, compared.episodes())
-    with pytest.raises(SystemExit, match="4 are wanted"):
+    with pytest.raises(DataError, match="4 are wanted"):
         compare.main(["--episodes", "4", "--tuned_seeds", "0", "--results_dir", str(compared.results)])
 
 
@@ -197,7 +199,7 @@ def test_runs_that_fail_are_named_with_their_logs_when_the_others_are_done(
         return True
 
     monkeypatch.setattr(training, "run_in", run)
-    with pytest.raises(SystemExit, match=r"1 runs failed; see \S*dense-pmf/run\.log$"):
+    with pytest.raises(CheckpointError, match=r"1 runs failed; see \S*dense-pmf/run\.log$"):
         train_all(compared.trainings(0), compared.ledger, 1)
     assert [run.name for run in compared.trainings(0)] == ["seed-0/dense-pmf", "seed-0/wise-ft"]
 
@@ -357,7 +359,7 @@ def test_records_of_another_suite_are_not_added_to(tmp_path: Path) -> None:
     frozen = json.loads((tmp_path / FROZEN).read_text())
     assert len(frozen) == 17
     (tmp_path / FROZEN).write_text(json.dumps(frozen | {"lao": "0"}))
-    with pytest.raises(SystemExit, match="lao differ from"):
+    with pytest.raises(DataError, match="lao differ from"):
         freeze(tmp_path)
 
 

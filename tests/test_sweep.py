@@ -12,7 +12,7 @@ import yaml
 
 import sweep
 from smat_peft.assets import DEMO_RECIPE
-from smat_peft.errors import DataError
+from smat_peft.errors import CheckpointError, ConfigurationError, DataError
 from smat_peft.evaluation.analysis.sweep import SweepCell, best_rates, read_sweep, write_sweep
 
 CELL = SweepCell(0.5, 2, 0.05, 0, 0.7, 0.71, 0.01, 0.72, 0.01, 0.4, 0.2, 60.0)
@@ -39,17 +39,17 @@ def test_every_cell_is_run_once_with_its_settings_before_the_recipes(
     sweep.main(words)
     assert "2 of 2 runs are done, 0 left" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.log")} == logs
-    with pytest.raises(SystemExit, match=r"sweep.yaml has evaluation_episodes 2, not 3. Give --results"):
+    with pytest.raises(ConfigurationError, match=r"sweep.yaml has evaluation_episodes 2, not 3. Give --results"):
         sweep.main([*words, "--evaluation_episodes", "3"])
     (tmp_path / "more.yaml").write_text("distillation_weight: 0.5")
     recipes = ["--recipes", str(tmp_path / "recipe.yaml"), str(tmp_path / "more.yaml")]
-    with pytest.raises(SystemExit, match=r"sweep.yaml has distillation_weight None, not 0.5"):
+    with pytest.raises(ConfigurationError, match=r"sweep.yaml has distillation_weight None, not 0.5"):
         sweep.main([*words, *recipes])
     (tmp_path / "sweep.yaml").write_text((tmp_path / "sweep.yaml").read_text() + "distillation_weight: 0.5")
-    with pytest.raises(SystemExit, match=r"sweep.yaml has distillation_weight 0.5, not None"):
+    with pytest.raises(ConfigurationError, match=r"sweep.yaml has distillation_weight 0.5, not None"):
         sweep.main(words)
     (tmp_path / "sweep.yaml").unlink()
-    with pytest.raises(SystemExit, match=r"runs.*recipe.yaml has evaluation_episodes 2, not 3"):
+    with pytest.raises(ConfigurationError, match=r"runs.*recipe.yaml has evaluation_episodes 2, not 3"):
         sweep.main([*words, "--evaluation_episodes", "3"])
     shutil.rmtree(tmp_path / "runs")
     sweep.main([*words, "--rates", "0.1"])
@@ -69,7 +69,7 @@ def test_no_cell_looks_at_domains_that_are_kept_for_a_final_test(
         return False
 
     monkeypatch.setattr(sweep, "run_in", run)
-    with pytest.raises(SystemExit, match="4 runs failed"):
+    with pytest.raises(CheckpointError, match="4 runs failed"):
         sweep.main(["--quick", "--runs_dir", str(tmp_path)])
     assert seen == [[]] * 4
 

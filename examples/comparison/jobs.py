@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from smat_peft.errors import ConfigurationError, RunStoppedError
+
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -40,7 +42,8 @@ def in_processes(
         unit: Of the bar: what a piece is.
 
     Raises:
-        SystemExit: A process was killed, or the user interrupts it, which the processes see, too.
+        RunStoppedError: The user interrupts it, which the processes see, too.
+        ConfigurationError: A process was killed.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads_of(jobs))  # of the processes to come
     left, running = list(pieces), dict[Future[Result], Piece]()
@@ -60,10 +63,10 @@ def in_processes(
             try:
                 finished = [(running.pop(done), done.result()) for done in wait(running, None, FIRST_COMPLETED).done]
             except KeyboardInterrupt:
-                raise SystemExit("stopped; start the command again to go on") from None
+                raise RunStoppedError("stopped; start the command again to go on") from None
             except BrokenProcessPool as error:
-                raise SystemExit(
-                    "error: a process was killed, maybe for want of memory, of which fewer --jobs need less; "
+                raise ConfigurationError(
+                    "a process was killed, maybe for want of memory, of which fewer --jobs need less; "
                     "start the command again to go on"
                 ) from error
             for each in finished:

@@ -28,6 +28,7 @@ from smat_peft.episodes import Episode, ImageCache, load_domain, load_image_tran
 from smat_peft.episodes.builtin import ROLES
 from smat_peft.episodes.cache import DEFAULT_MEBIBYTES
 from smat_peft.episodes.fixed import FixedEpisodes
+from smat_peft.errors import DataError
 from smat_peft.evaluation import EvaluationDomain, Predictor, evaluate, mean_expert_weights, prototype_predictor
 from smat_peft.evaluation.record_files import record_file
 from smat_peft.few_shot import Adaptation
@@ -90,15 +91,15 @@ def refuse_other_counts(results: Path, wanted: Mapping[str, int]) -> None:
         wanted: Episodes of each domain, by adaptation.
 
     Raises:
-        SystemExit: There are some; it says where, and how many episodes they have.
+        DataError: There are some; it says where, and how many episodes they have.
     """
     domains = sum(map(len, ROLES.values()))
     for kind, episodes in wanted.items():
         for file in sorted(records_folder(results, kind).glob("*.parquet")):
             found = parquet.read_metadata(file).num_rows // domains
             if found != episodes:
-                raise SystemExit(
-                    f"error: {file} holds {found} episodes of each domain, and {episodes} are wanted: ask for {found}, "
+                raise DataError(
+                    f"{file} holds {found} episodes of each domain, and {episodes} are wanted: ask for {found}, "
                     "choose another --results_dir, or delete all records of that adaptation"
                 )
 

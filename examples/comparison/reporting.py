@@ -8,21 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
 from torch import nn
 
 from comparison.calibration import calibration_table
+from comparison.differences import Differences, draw, to_backbone
 from comparison.ledger import Ledger, best_rate, run_name, selection_score
 from comparison.measuring import records_folder
 from comparison.rows import CLAIMS, DENSE, REGRESSION, ROWS, SHOTS, SMAT, SMAT_EVEN, SMAT_MEAN, STEPS, TITLES, WAYS
+from comparison.sooner import Sooner, reached_sooner
 from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.episodes.builtin import KINDS
-from smat_peft.evaluation.bootstrap import Interval, PairedDifferences, Verdict, pair_records, verdict
+from smat_peft.evaluation.bootstrap import Interval
 from smat_peft.evaluation.claims import Contrast, Judgement, RecordsByRow, judge
-from smat_peft.evaluation.palette import BLUE, ORANGE, VERMILION
 from smat_peft.evaluation.predictors import BACKBONE
 from smat_peft.evaluation.record_files import read_records
 from smat_peft.evaluation.records import ROLE_TITLES, Evaluation, Record, Role
@@ -32,29 +31,9 @@ from smat_peft.tuner.subsets import SUBSETS, share_of_parameters
 
 ORDER = (BACKBONE, REGRESSION, *ROWS, SMAT_EVEN, SMAT_MEAN)
 ABOUT = ("density", "of all experts", "rate", "minutes")
-COLOURS: dict[Role, str] = {"id": BLUE, "dev_ood": ORANGE, "test_ood": VERMILION}
-
-
-class ToBackbone(NamedTuple):
-    """A row minus the backbone: on average over the domains of a role, on each, and on test-OOD without textures."""
-
-    roles: dict[Role, Interval]
-    domains: dict[str, Interval]
-    without_textures: Interval
-
-
-class Sooner(NamedTuple):
-    """By how many training tasks SMAT is sooner with each seed, None where it never gets there; and the verdict."""
-
-    gains: list[int | None]
-    verdict: Verdict
-
 
 Files = Mapping[str, Sequence[Evaluation]]
 """By adaptation what each file of records holds: a row's records with one training seed."""
-
-Differences = Mapping[tuple[str, str], ToBackbone]
-"""By row and adaptation."""
 
 
 def report(results: Path) -> str:
@@ -100,40 +79,6 @@ def by_row(files: Files) -> RecordsByRow:
         for record in chain.from_iterable(evaluation.records for evaluation in evaluations):
             measured.setdefault((record.predictor, kind), []).append(record)
     return {key: measured[key] for key in sorted(measured, key=lambda key: (list(SHOTS).index(key[1]), _place(key[0])))}
-
-
-def to_backbone(records: Iterable[Record], backbone: Iterable[Record]) -> ToBackbone:
-    """All intervals of a row."""
-    paired = pair_records(records, backbone)
-    roles = {role: paired.interval(paired.domains(role)) for role in ROLE_TITLES}
-    others = [domain for domain in paired.domains("test_ood") if domain not in KINDS["textures"]]
-    return ToBackbone(roles, {domain: paired.interval(domain) for domain in paired.roles}, paired.interval(others))
-
-
-def reached_sooner(runs: Iterable[tuple[str, int, dict[str, Any]]]) -> Sooner | None:
-    """By how many training tasks SMAT is sooner at the accuracy that dense meta-tuning ends with, seed by seed.
-
-    On validation classes of the training domains. Where SMAT reaches the level with some seeds only, no mean says it,
-    and one seed decides nothing.
-    """
-    curves = {(row, seed): figures["curve"] for row, seed, figures in runs}
-    seeds = [seed for name, seed in curves if name == DENSE and (SMAT, seed) in curves]
-    if not seeds:
-        return None
-    gains = []
-    for seed in seeds:
-        level = curves[DENSE, seed][-1][1]
-        ours, theirs = (_tasks_until(curves[name, seed], level) for name in (SMAT, DENSE))
-        gains.append(None if ours is None or theirs is None else theirs - ours)
-    if None not in gains:
-        paired = PairedDifferences(tuple(seeds), {"tasks": "id"}, {"tasks": np.array(gains, float)[:, None]})
-        return Sooner(gains, verdict(paired.interval("tasks")))
-    open_yet = len(gains) == 1 or any(gain is not None and gain > 0 for gain in gains)
-    return Sooner(gains, "undecided" if open_yet else "does not hold")
-
-
-def _tasks_until(curve: Sequence[tuple[int, float]], level: float) -> int | None:
-    return next((tasks for tasks, accuracy in curve if accuracy >= level), None)
 
 
 def claims_table(judgements: Sequence[Judgement], sooner: Sooner | None) -> str:
@@ -231,28 +176,6 @@ def as_json(differences: Differences, judgements: Sequence[Judgement]) -> dict[s
 
 def _differences(intervals: Mapping[Contrast, Interval]) -> list[dict[str, Any]]:
     return [{**contrast._asdict(), **vars(interval)} for contrast, interval in intervals.items()]
-
-
-def draw(differences: Differences, path: Path) -> None:
-    """Differences to the backbone by prototypes with their intervals, and the seeds as small marks."""
-    names = [name for name, kind in differences if kind == "prototype"][::-1]
-    figure = Figure(figsize=(8, 1.4 + 0.34 * len(names)), layout="constrained")
-    axes = figure.add_subplot()
-    for shift, (role, colour) in zip((0.22, 0.0, -0.22), COLOURS.items(), strict=True):
-        for place, name in enumerate(names):
-            interval = differences[name, "prototype"].roles[role]
-            y = place + shift
-            axes.plot([100 * interval.low, 100 * interval.high], [y, y], color=colour, linewidth=2)
-            axes.plot([100 * seed for seed in interval.per_seed], [y] * len(interval.per_seed), "|", color=colour)
-            label = ROLE_TITLES[role] if place == 0 else None
-            axes.plot(100 * interval.mean, y, "o", color=colour, markersize=5, label=label)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("accuracy minus the backbone's, points; 95 % interval; marks: training seeds")
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    figure.savefig(path, dpi=150)
 
 
 def format_interval(interval: Interval) -> str:

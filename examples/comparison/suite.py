@@ -11,6 +11,7 @@ from comparison.training import RECIPES
 from smat_peft.assets import demo_backbone
 from smat_peft.episodes import load_domain
 from smat_peft.episodes.builtin import builtin_names
+from smat_peft.errors import DataError
 from smat_peft.files import sha256_of
 
 FROZEN = "suite.json"
@@ -20,7 +21,7 @@ def freeze(results: Path) -> None:
     """Write down what all methods have in common, once.
 
     Raises:
-        SystemExit: It is something else than that of the records in `results`.
+        DataError: It is something else than that of the records in `results`.
     """
     found, path = fingerprint(), results / FROZEN
     if not path.exists():
@@ -29,8 +30,8 @@ def freeze(results: Path) -> None:
     frozen = json.loads(path.read_text())
     differing = sorted(name for name in found.keys() | frozen.keys() if found.get(name) != frozen.get(name))
     if differing:
-        raise SystemExit(
-            f"error: {', '.join(differing)} differ from what the records in {results} were made with (images are "
+        raise DataError(
+            f"{', '.join(differing)} differ from what the records in {results} were made with (images are "
             "drawn, and other versions of the drawing libraries draw other pixels); choose another --results_dir"
         )
 

@@ -17,6 +17,7 @@ from comparison.rows import FINE_TUNED, HAS_ITS_OWN_SPARSITY, QUICK, QUICK_RATES
 from comparison.runs import LOG, differences, merged, run_in
 from smat_peft.assets import DEMO_RECIPE
 from smat_peft.commands.results import METRICS
+from smat_peft.errors import CheckpointError, ConfigurationError
 from smat_peft.evaluation.predictors import BACKBONE
 
 RECIPES = (DEMO_RECIPE, Path(__file__).with_name("settings.yaml"))
@@ -135,7 +136,7 @@ class Study:
         """Whether the ledger has a row's run, at a rate or at the one that was chosen.
 
         Raises:
-            SystemExit: It has one that was made with other settings.
+            ConfigurationError: It has one that was made with other settings.
         """
         figures = self.ledger.figures(run)
         if figures is None:
@@ -144,8 +145,8 @@ class Study:
         known = figures.keys() & wanted.keys()
         differ = differences({key: figures[key] for key in known}, {key: wanted[key] for key in known})
         if differ:
-            raise SystemExit(
-                f"error: {run} was made with {differ}. Choose another --runs_dir and --results_dir, or "
+            raise ConfigurationError(
+                f"{run} was made with {differ}. Choose another --runs_dir and --results_dir, or "
                 f"throw away its folder, its records and what {self.ledger.path} has of it"
             )
         return True
@@ -184,7 +185,7 @@ class Study:
     def _figures(self, name: str) -> dict[str, Any]:
         figures = self.ledger.figures(name)
         if figures is None:
-            raise SystemExit(f"error: {name} is not done yet")
+            raise CheckpointError(f"{name} is not done yet")
         return figures
 
 
@@ -192,7 +193,7 @@ def train_all(runs: Sequence[Run], ledger: Ledger, jobs: int, title: str = "runs
     """Do all runs, so many at a time.
 
     Raises:
-        SystemExit: Some failed; their logs say why. The others are done.
+        CheckpointError: Some failed; their logs say why. The others are done.
     """
 
     def work(run: Run) -> Callable[[], bool] | None:
@@ -201,7 +202,7 @@ def train_all(runs: Sequence[Run], ledger: Ledger, jobs: int, title: str = "runs
     done = in_processes(work, runs, jobs, title, "run")
     failed = [str(run.folder / LOG) for run, ended_well in done if not ended_well or ledger.figures(run.name) is None]
     if failed:
-        raise SystemExit(f"error: {len(failed)} runs failed; see {', '.join(failed)}")
+        raise CheckpointError(f"{len(failed)} runs failed; see {', '.join(failed)}")
 
 
 def _sparsity_name(seed: int) -> str:

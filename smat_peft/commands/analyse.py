@@ -36,9 +36,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from torch import nn
@@ -68,6 +68,8 @@ from smat_peft.evaluation.protocol import EvaluationDomain, episode_samplers, ev
 from smat_peft.evaluation.routing import Routing
 from smat_peft.few_shot.loading import backbone_name, load_adapter, load_backbone
 from smat_peft.tuner.adapters import adapter_config, has_experts
+
+Numbers = TypeVar("Numbers")
 
 RECORDS = "learning_records"
 PICTURES = ("capacity", "depth", "overlap", "selection", "alignment")
@@ -116,9 +118,7 @@ def analyse(argv: Sequence[str]) -> None:
     if arguments.runs:
         _draw_runs(arguments, arguments.output_dir)
     if arguments.sweep is not None:
-        cells = read_sweep(arguments.sweep)
-        draw_sweep(cells, arguments.output_dir / "sweep")
-        _keep(arguments.output_dir / "sweep", cells)
+        _leave(draw_sweep, read_sweep(arguments.sweep), arguments.output_dir / "sweep")
 
 
 def _draw_adapter(arguments: argparse.Namespace, folder: Path) -> None:
@@ -137,17 +137,11 @@ def _draw_adapter(arguments: argparse.Namespace, folder: Path) -> None:
         raise DataError(f"selection and alignment compare domains; only {domains[0].domain.name} has enough classes")
     gates = read_open_gates(model)
     if "capacity" in wanted:
-        parts = capacity_by_layer_type(gates)
-        draw_capacity_by_layer_type(parts, folder / "capacity")
-        _keep(folder / "capacity", parts)
+        _leave(draw_capacity_by_layer_type, capacity_by_layer_type(gates), folder / "capacity")
     if "depth" in wanted:
-        parts = capacity_by_depth(gates)
-        draw_capacity_by_depth(parts, folder / "depth")
-        _keep(folder / "depth", parts)
+        _leave(draw_capacity_by_depth, capacity_by_depth(gates), folder / "depth")
     if "overlap" in wanted:
-        overlap = measure_overlap(gates)
-        draw_overlap(overlap, folder / "overlap")
-        _keep(folder / "overlap", overlap)
+        _leave(draw_overlap, measure_overlap(gates), folder / "overlap")
     if "selection" in wanted:
         evaluation = evaluate({SMAT: model}, domains, episodes=arguments.episodes, **drawn_from)
         routing = Routing.of(evaluation.records)
@@ -155,8 +149,7 @@ def _draw_adapter(arguments: argparse.Namespace, folder: Path) -> None:
         _keep(folder / "selection", routing.as_dict())
     if "alignment" in wanted:
         alignment = measure_alignment(model, episode_samplers(domains, **drawn_from), arguments.gradient_episodes)
-        draw_alignment(alignment, folder / "alignment")
-        _keep(folder / "alignment", alignment)
+        _leave(draw_alignment, alignment, folder / "alignment")
 
 
 def _draw_runs(arguments: argparse.Namespace, folder: Path) -> None:
@@ -193,6 +186,11 @@ def _episodes(
     transform = load_image_transform(backbone, arguments.image_size)
     check_image_size(model, transform, backbone)
     return domains, {"transform": transform, "cache": ImageCache(), "seed": arguments.seed}
+
+
+def _leave(draw: Callable[[Numbers, Path], None], numbers: Numbers, path: Path) -> None:
+    draw(numbers, path)
+    _keep(path, numbers)
 
 
 def _keep(path: Path, numbers: Any) -> None:

@@ -10,9 +10,9 @@ from smat_peft import SMATConfig, pack_adapter
 from smat_peft.commands.analyse import PICTURES, main
 from smat_peft.commands.meta_tune import main as meta_tune
 from smat_peft.errors import CheckpointError
-from smat_peft.evaluation.analysis.learning import load_learned
 from smat_peft.evaluation.predictors import ModelPredictor
 from smat_peft.few_shot.loading import load_adapter, load_backbone
+from smat_peft.meta_tuning.learned import load_learned
 
 
 @pytest.fixture(scope="module")

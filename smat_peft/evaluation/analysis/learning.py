@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from smat_peft.errors import CheckpointError
@@ -21,9 +20,8 @@ from smat_peft.evaluation.records import ROLE_TITLES, Role
 from smat_peft.evaluation.statistics import Estimate
 from smat_peft.evaluation.tables import render_table
 from smat_peft.files import sha256_of
-from smat_peft.meta_tuning.checkpoints import MANIFEST, checkpoints, load_checkpoint
-from smat_peft.meta_tuning.tensors import MODEL
-from smat_peft.tuner.adapters import adapter_router, has_experts
+from smat_peft.meta_tuning.checkpoints import MANIFEST, checkpoints
+from smat_peft.meta_tuning.learned import load_learned
 
 KEEP_CHECKPOINTS = "--save_total_limit 0 --checkpointing_steps 20"
 LINES = ("-", "--", "-.", ":")
@@ -108,26 +106,6 @@ def measure_learning_curve(
             )
         bar.update()
     return LearningCurve(label, tasks, {role: [each[role] for each in measured] for role in measured[0]})
-
-
-@torch.no_grad()
-def load_learned(model: nn.Module, folder: Path) -> int:
-    """Give a model what a checkpoint of its training says was learned; returns the number of training tasks until then.
-
-    Raises:
-        CheckpointError: The checkpoint is damaged, or of another model or adapter.
-    """
-    tensors, state, run = load_checkpoint(folder)
-    own: dict[str, Tensor] = {f"{MODEL}model.{name}": parameter for name, parameter in model.named_parameters()}
-    router = adapter_router(model) if has_experts(model) else None
-    if router is not None:
-        own |= {f"{MODEL}router.{name}": buffer for name, buffer in router.named_buffers()}
-    for name in tensors:
-        if name.startswith((f"{MODEL}model.", f"{MODEL}router.")):
-            if name not in own or own[name].shape != tensors[name].shape:
-                raise CheckpointError(f"{folder} is of another model or adapter: this one has no {name}")
-            own[name].copy_(tensors[name])
-    return int(state["step"] * run["arguments"]["episodes_per_step"])
 
 
 def reached(curves: Sequence[LearningCurve]) -> list[Reached]:

@@ -283,7 +283,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 def _as_transform(image_processor: Any) -> ImageTransform | None:
     if image_processor is None or isinstance(image_processor, ImageTransform):
         return image_processor
-    return ImageTransform.from_processor(image_processor)
+    try:
+        return ImageTransform.from_processor(image_processor)
+    except AttributeError as error:
+        raise ConfigurationError(
+            "image_processor must be one of transformers' or an ImageTransform, not a "
+            f"{type(image_processor).__name__}; FewShotClassifier.from_pretrained takes a name"
+        ) from error
 
 
 def _say(seconds: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,14 @@ def encode_labels(labels: Any) -> tuple[NDArray[Any], Int[Tensor, " N"]]:
     """Class names in sorted order, and the number of each label's class among them.
 
     Raises:
-        DataError: Labels are missing, neither all strings nor all numbers, or of fewer than two classes.
+        DataError: Labels are no list, missing, neither all strings nor all numbers, or of fewer than two classes.
     """
+    shape = getattr(labels, "shape", (0,))  # of arrays, tensors and pandas' tables
+    if isinstance(labels, str | Mapping) or not isinstance(labels, Iterable) or len(shape) != 1:
+        of_shape = "" if len(shape) == 1 else f" of shape {list(shape)} (of one-hot rows, take argmax(1))"
+        raise DataError(
+            f"labels must be a list with one string or number for each image, not a {type(labels).__name__}{of_shape}"
+        )
     given = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     for position, label in enumerate(given):
         if _is_missing(label):
@@ -105,7 +111,12 @@ def _is_missing(label: Any) -> bool:
 
 def _open(image: Any, position: int) -> Image.Image:
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image)
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception as error:  # it is closed, or breaks off: what Pillow raises depends on how
+            raise DataError(
+                f"image {position} cannot be read ({type(error).__name__}: {error}); give it open, or give its path"
+            ) from error
     if isinstance(image, (str, os.PathLike)):
         return open_image(Path(image))
     if isinstance(image, np.ndarray):

@@ -12,7 +12,8 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import AutoConfig, AutoModel
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import CONFIG_NAME as MODEL_CONFIG
+from transformers.utils import cached_file, extract_commit_hash, find_adapter_config_file, logging
 
 from smat_peft.assets import backbone_source
 from smat_peft.errors import CheckpointError
@@ -118,7 +119,8 @@ def load_backbone(name_or_path: str | Path, *, revision: str | None = None, toke
     """
     with one_line_errors(f"backbone {str(name_or_path)!r}"), _quiet_loading():
         source = backbone_source(name_or_path)
-        asked: dict[str, Any] = {"revision": revision, "token": token}
+        commit = extract_commit_hash(cached_file(source, MODEL_CONFIG, revision=revision, token=token), None)
+        asked: dict[str, Any] = {"revision": commit or revision, "token": token}
         config = AutoConfig.from_pretrained(source, **asked)
         config = getattr(config, "vision_config", config)  # of a model of images and text
         model, report = AutoModel.from_pretrained(source, config=config, output_loading_info=True, **asked)
@@ -137,6 +139,7 @@ def load_backbone(name_or_path: str | Path, *, revision: str | None = None, toke
             f"{missing[0]} the first of them; give the checkpoint of a pre-trained vision model"
         )
     model.name_or_path = str(name_or_path)  # what an adapter's configuration will say
+    model.config._commit_hash = commit  # where older versions of transformers keep it, too
     return model.eval()
 
 

@@ -1,6 +1,6 @@
 """A fitted classifier on disk: what a backbone needs to give the same probabilities again, and not the backbone itself.
 
-    classifier.json         classes, settings, image transform, the backbone's name, and a digest of the other file
+    classifier.json         classes, settings, image transform, the backbone's name and commit, the other file's digest
     classifier.safetensors  prototypes [C, D], expert weights [M], the task's weights, and features of a probe image
 
 The task's weights are whole parameters of the backbone, merged and fine-tuned: an adapter is not needed any more. The
@@ -70,6 +70,7 @@ def write_classifier(folder: Path, saved: SavedClassifier, model: nn.Module) -> 
     description = {
         "format_version": FORMAT_VERSION,
         "backbone": _name_of(model),
+        "revision": getattr(getattr(root_of(model), "config", None), "_commit_hash", None),
         "feature": task.feature,
         "classes": saved.classes.tolist(),
         "labels": saved.classes.dtype.str,
@@ -88,7 +89,7 @@ def write_classifier(folder: Path, saved: SavedClassifier, model: nn.Module) -> 
 def read_classifier(
     folder: Path, model: nn.Module | None, device: str | torch.device | None
 ) -> tuple[SavedClassifier, nn.Module]:
-    """A classifier and its backbone on a device; the backbone is loaded by its name where none is given.
+    """A classifier and its backbone on a device; the backbone is loaded by name and commit where none is given.
 
     Raises:
         CheckpointError: A file is missing, damaged or of another format, or the backbone is another one.
@@ -101,13 +102,13 @@ def read_classifier(
         if hashlib.sha256(packed).hexdigest() != description["sha256"]:
             raise ValueError(f"{TENSORS} is not the file that {DESCRIPTION} was written for")
         saved, probe = _unpacked(description, load(packed))
-        name = description["backbone"]
+        name, revision = description["backbone"], description.get("revision")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise CheckpointError(f"{folder} holds no whole classifier: {reason}") from error
     if model is None and name is None:
         raise CheckpointError(f"{folder} does not say where its backbone comes from; give it as model")
-    model = on_device(load_backbone(name) if model is None else model, device)
+    model = on_device(load_backbone(name, revision=revision) if model is None else model, device)
     saved = replace(saved, task=_on_device_of(model, saved.task))
     _check_backbone(folder, model, saved, probe)
     return saved, model

@@ -232,6 +232,12 @@ def test_predicting_before_fitting_is_scikit_learns_error(model, transform, quer
         (["a"] * 6 + [NoAnswer()] + ["b"] * 5, "label 6 is missing"),
         (["a"] * 6 + [1] * 6, "strings and numbers mixed"),
         ([["a"]] * 12, "label 0 is a list"),
+        (np.eye(2)[[0, 1] * 6], r"not a ndarray of shape \[12, 2\] \(of one-hot rows, take argmax\(1\)\)"),
+        (torch.tensor(3), r"must be a list with one string or number for each image, not a Tensor of shape \[\]"),
+        (np.array("a"), r"not a ndarray of shape \[\]"),
+        ("abababababab", "must be a list with one string or number for each image, not a str"),
+        ({"a": 6, "b": 6}, "not a dict"),
+        (None, "not a NoneType"),
         ([], "no labels"),
     ],
 )
@@ -267,6 +273,14 @@ def test_a_file_that_is_no_image_is_named(make_vit, transform, examples, tmp_pat
     broken.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.jpg cannot be read"):
         FewShotClassifier(make_vit(), transform).fit([*examples[0][:11], broken], examples[1])
+
+
+def test_a_picture_that_is_closed_is_named(make_vit, transform, examples, tmp_path):
+    examples[0][0].save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as closed:
+        pass
+    with pytest.raises(DataError, match=r"image 11 cannot be read \(.*\); give it open, or give its path"):
+        FewShotClassifier(make_vit(), transform, batch_size=5).fit([*examples[0][:11], closed], examples[1])
 
 
 def test_images_without_an_image_processor_are_an_error_and_pixels_are_not(make_vit, transform, examples):
@@ -488,6 +502,7 @@ def test_settings_of_a_wrong_kind_are_named(make_vit, examples, transform):
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"seed": None}, "seed must be a whole number"),
         ({"batch_size": 1.5}, "batch_size must be a whole number"),
+        ({"image_processor": "a name"}, "image_processor must be one of transformers' or an ImageTransform, not a str"),
         ({"learning_rate": None}, "learning_rate must be a number or 'auto'"),
     ]:
         classifier = FewShotClassifier(make_vit(), transform).set_params(**settings)

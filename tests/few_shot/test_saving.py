@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from sklearn.exceptions import NotFittedError
 
@@ -12,6 +13,7 @@ from smat_peft import FewShotClassifier, SMATConfig
 from smat_peft.errors import CheckpointError
 from smat_peft.few_shot import load_backbone, load_model
 from smat_peft.few_shot.saving import DESCRIPTION, TENSORS
+from tests.sharing.hub_server import Commit, Repository
 
 
 @pytest.fixture
@@ -117,6 +119,35 @@ def test_a_backbone_with_another_method_s_adapter_is_not_loaded_without_it(
     with pytest.raises(CheckpointError, match="is not the backbone of the classifier"):
         FewShotClassifier.load(tmp_path / "mine", load_backbone(backbone_folder))
     FewShotClassifier.load(tmp_path / "mine", model)
+
+
+def test_a_backbone_of_the_hub_is_loaded_as_it_was(
+    hub, backbone_folder, make_vit, examples, queries, tmp_path, monkeypatch
+):
+    def files(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    repository = hub.repositories["user/vit"] = Repository()
+    repository.files.update(files(backbone_folder))
+    before = FewShotClassifier.from_pretrained("user/vit").fit(*examples)
+    before.save(tmp_path / "mine")
+    make_vit(seed=1).save_pretrained(tmp_path / "newer")
+    repository.files.update(files(tmp_path / "newer"))
+    repository.commits.append(Commit("newer", "main", []))
+    newer = FewShotClassifier.from_pretrained("user/vit").fit(*examples)
+    assert np.abs(newer.predict_proba(queries[0]) - before.predict_proba(queries[0])).max() > 1e-3
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the cache has both; this Hub, the newest alone
+    after = FewShotClassifier.load(tmp_path / "mine")
+    np.testing.assert_array_equal(after.predict_proba(queries[0]), before.predict_proba(queries[0]))
+    after.save(tmp_path / "again")
+    assert (tmp_path / "again" / DESCRIPTION).read_text() == (tmp_path / "mine" / DESCRIPTION).read_text()
+
+
+def test_a_classifier_that_was_saved_without_a_revision_is_loaded(fitted, folder, queries):
+    drop(folder / DESCRIPTION, "revision")
+    np.testing.assert_array_equal(
+        FewShotClassifier.load(folder).predict_proba(queries[0]), fitted.predict_proba(queries[0])
+    )
 
 
 def test_another_backbone_is_refused(folder, make_vit):

@@ -12,6 +12,8 @@ from smat_peft.episodes.image_files import PLUGINS, SUFFIXES, is_image_file, ope
 from smat_peft.errors import DataError
 from smat_peft.files import sha256_of
 
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # hidden where they come from
+
 
 @dataclass(frozen=True)
 class FolderImages:
@@ -52,6 +54,7 @@ def read_examples(folder: Path, skip: bool) -> FolderImages:
             f"{folder} holds {len(classes)} class folders; put the examples of each class into a folder of the "
             "class's name, two classes at least"
         )
+    _tell_passed_over(folder, [path for paths in classes.values() for path in paths])
     return _without_copies(_of_classes(folder, classes, skip))
 
 
@@ -70,6 +73,7 @@ def read_queries(folder: Path, known: Sequence[str], skip: bool) -> FolderImages
     flat = _images(folder)
     if flat and classes:
         raise DataError(f"{folder} holds both images and folders of images; give a folder of one or the other")
+    _tell_passed_over(folder, [*flat, *(path for paths in classes.values() for path in paths)])
     if not classes:
         return FolderImages(folder, _usable(flat, skip, str(folder)), [])
     unknown = sorted(set(classes) - set(known))
@@ -119,8 +123,28 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    return [entry for entry in entries if is_image_file(entry)]
+    return [entry for entry in _visible(folder) if is_image_file(entry)]
+
+
+def _visible(folder: Path) -> list[Path]:
+    entries = sorted(folder.iterdir())
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM_FILES]
+
+
+def _tell_passed_over(folder: Path, images: Sequence[Path]) -> None:
+    """Say on stderr what else lies in a folder and its class folders, a line for each reason."""
+    within = sub_folders(folder)
+    read = {*within, *images}
+    others = [entry for place in (folder, *within) for entry in _visible(place) if entry not in read]
+    kinds = {
+        "images beside class folders": [entry for entry in others if is_image_file(entry)],
+        "folders within folders": [entry for entry in others if entry.is_dir()],
+        "files of other formats": [entry for entry in others if entry.is_file() and not is_image_file(entry)],
+    }
+    for kind, entries in kinds.items():
+        if entries:
+            example = _printable(str(entries[0].relative_to(folder)))
+            print(f"passed over in {folder}: {kind} ({len(entries)}, such as {example})", file=sys.stderr)
 
 
 def _usable(paths: Sequence[Path], skip: bool, where: str) -> list[Path]:

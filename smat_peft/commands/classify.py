@@ -16,6 +16,7 @@ examples, and `--adaptation` fine-tunes it on them.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from smat_peft.assets import DEMO_BACKBONE
+from smat_peft.assets import DEMO_BACKBONE, backbone_source
 from smat_peft.commands.answers import Answers
 from smat_peft.commands.checks import check_image_size, require_at_least
 from smat_peft.commands.class_folders import FolderImages, read_examples, read_queries
@@ -95,8 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def classify(argv: Sequence[str]) -> None:
     """Read the folders, label the images or look into the examples, print and write the answers."""
-    arguments = _parser().parse_args(argv)
-    _check(arguments)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _check(arguments, parser)
     skip = arguments.on_bad_image == "skip"
     examples = read_examples(arguments.support_dir, skip)
     queries = None if arguments.query_dir is None else read_queries(arguments.query_dir, examples.classes, skip)
@@ -121,20 +123,19 @@ def classify(argv: Sequence[str]) -> None:
     check_image_size(classifier.model, classifier.image_processor, arguments.model)
     if arguments.compare:
         source = find_model(arguments.model, arguments.adapter, revision=arguments.revision, token=arguments.token)
-        print(compare_methods(classifier, examples, source.load_backbone() if source.adapter else None))
+        print(compare_methods(classifier, examples, source))
         return
     if queries is None:
         answers = leave_examples_out(classifier, examples)
-        print(support_report(answers, examples))
+        report = support_report(answers, examples)
     else:
         answers = _label(classifier, examples, queries, arguments.reject_below or 0.0)
-        print(answers.table())
-        if answers.true_classes:
-            print(f"\n{answers.accuracy()}")
+        report = answers.table() + (f"\n\n{answers.accuracy()}" if answers.true_classes else "")
     if arguments.output is not None:
         answers.write_csv(arguments.output)
     if arguments.sheet is not None:
         write_contact_sheet(arguments.sheet, answers, str(arguments.query_dir or arguments.support_dir))
+    print(report)  # at last: the reader of a pipe may have gone
 
 
 def _label(
@@ -150,24 +151,47 @@ def _label(
     return Answers(queries.names, paths, queries.classes, classes, np.concatenate(batches), reject_below)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for name in ("output", "sheet"):
         file: Path | None = getattr(arguments, name)
-        if file is not None and not file.absolute().parent.is_dir():
-            raise DataError(f"--{name} {file}: there is no folder {file.absolute().parent}")
-        if file is not None and file.is_dir():
-            raise DataError(f"--{name} {file} is a folder; name a file in it")
-        if file is not None and file.exists() and not file.is_file():
-            raise DataError(f"--{name} {file} is no ordinary file, which one would take the place of")
+        if file is not None:
+            _check_writable(f"--{name} {file}", file)
     require_at_least(arguments, 0, "seed")
     require_at_least(arguments, 1, "batch_size")
     if arguments.sheet is not None and arguments.sheet.suffix not in (".html", ".htm"):
         raise ConfigurationError(f"--sheet {arguments.sheet}: the page is HTML; name it so, as in sheet.html")
     if arguments.reject_below is not None and not 0 <= arguments.reject_below <= 1:
         raise ConfigurationError(f"--reject_below must be a probability, got {arguments.reject_below}")
+    others = (arguments.query_dir, arguments.reject_below, arguments.output, arguments.sheet)
+    if arguments.compare and any(other is not None for other in others):
+        raise ConfigurationError(
+            "--compare looks at the examples alone: leave out QUERY_DIR, --reject_below, --output and --sheet"
+        )
     if arguments.query_dir is None and arguments.reject_below is not None:
         raise ConfigurationError("--reject_below is for images to label: give QUERY_DIR")
-    if arguments.compare and (arguments.query_dir or arguments.output or arguments.sheet):
-        raise ConfigurationError("--compare looks at the examples alone: leave out QUERY_DIR, --output and --sheet")
     if arguments.compare and arguments.adaptation == "full":
         raise ConfigurationError("--compare fine-tunes with LoRA: leave out --adaptation full")
+    fine_tuning = ("steps", "learning_rate", "augment")
+    is_given = any(getattr(arguments, name) != parser.get_default(name) for name in fine_tuning)
+    if is_given and arguments.adaptation == "prototype" and not arguments.compare:
+        raise ConfigurationError(
+            "--steps, --learning_rate and --no-augment are for fine-tuning: add --adaptation, or leave them out"
+        )
+    source = backbone_source(arguments.adapter or arguments.model)
+    if arguments.revision is not None and Path(source).is_dir():
+        raise ConfigurationError(f"{source} is a folder, which has no revision {arguments.revision!r}; leave it out")
+
+
+def _check_writable(option: str, file: Path) -> None:
+    try:
+        folder = file.resolve().parent
+        if not folder.is_dir():
+            raise DataError(f"{option}: there is no folder {folder}")
+        if file.is_dir():
+            raise DataError(f"{option} is a folder; name a file in it")
+        if file.exists() and not file.is_file():
+            raise DataError(f"{option} is no ordinary file, which one would take the place of")
+        if not os.access(folder, os.W_OK):
+            raise DataError(f"{option}: folder {folder} cannot be written to")
+    except OSError as error:
+        raise DataError(f"{option}: {error.strerror}") from error

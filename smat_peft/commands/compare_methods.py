@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -18,10 +19,12 @@ from smat_peft.commands.support_set import SupportSet, read_support_set, repeate
 from smat_peft.errors import DataError
 from smat_peft.experts.prototypes import class_means, cosine_logits
 from smat_peft.few_shot.adaptation import PROTOTYPE, classify_episode
-from smat_peft.few_shot.backbone import frozen_features
+from smat_peft.few_shot.backbone import frozen_features, plain_copy
 from smat_peft.few_shot.classifier import FewShotClassifier
 from smat_peft.few_shot.fine_tuning import Adaptation
+from smat_peft.few_shot.loading import ModelSource
 from smat_peft.few_shot.regression import frozen_regression
+from smat_peft.tuner.adapters import has_experts
 
 MOST_FOLDS = 5
 REPEATS = 2
@@ -35,30 +38,40 @@ def check_comparable(examples: FolderImages) -> None:
     splits(np.unique(examples.classes, return_inverse=True)[1])
 
 
-def compare_methods(classifier: FewShotClassifier, examples: FolderImages, backbone: nn.Module | None) -> str:
+def compare_methods(classifier: FewShotClassifier, examples: FolderImages, source: ModelSource) -> str:
     """Measure the methods on the examples.
 
     Args:
         classifier: Its model and settings; not fitted.
         examples: The examples.
-        backbone: The untouched backbone, where the classifier's model has an adapter.
+        source: What the classifier's model was loaded from.
 
     Returns:
         A table, how LoRA was fine-tuned, and which method to use.
     """
+    print(f"comparing methods on {len(examples.paths)} images", file=sys.stderr)  # reading them takes a while
     support = read_support_set(classifier, examples)
     codes = support.codes.numpy()
     parts, lora = splits(codes, classifier.seed), repeated_adaptation(classifier, "lora")
     tell_cost(classifier, support, lora, len(parts))
+    bar = tqdm(parts, desc="comparing", unit="split", disable=None)  # is seen while features are computed
+    backbone = _untouched_backbone(classifier.model, source)
     methods = methods_for(classifier.model, backbone, support, lora, classifier.batch_size)
     right, tested = np.zeros((len(methods), len(codes))), np.zeros(len(codes))
-    for train, test in tqdm(parts, desc="comparing", unit="split", disable=None):
+    for train, test in bar:
         tested[test] += 1
         for row, method in enumerate(methods.values()):
             right[row, test] += method(train, test).numpy() == codes[test]
     comparison = Comparison(list(methods), right[:, tested > 0] / tested[tested > 0])
     how = f"{len(parts)} splits. LoRA: {lora.steps} steps, learning rate {lora.learning_rate:g}."
     return f"{comparison.table()}\n\n{how}\n\n{comparison.conclusion()}"
+
+
+def _untouched_backbone(model: nn.Module, source: ModelSource) -> nn.Module | None:
+    """The backbone without its adapter, if there is one; loaded anew where that was merged into it."""
+    if source.adapter is None:
+        return None
+    return plain_copy(model, {}) if has_experts(model) else source.load_backbone()
 
 
 def splits(codes: NDArray[np.intp], seed: int = 0) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:

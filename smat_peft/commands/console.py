@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from smat_peft.errors import RunStoppedError, SmatError
 
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
+NOT_READ = 141  # and the end where nobody reads what is written, as after `| head`
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -35,8 +37,8 @@ def number_or(*words: str) -> Callable[[str], float | str]:
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run a command; an error that the user can mend is one line on stderr, and the exit status says so.
 
-    A run that was stopped is no error: what to do is all that its line says. A warning is one line, too, and one of
-    PEFT's and transformers' own is left out.
+    A run that was stopped is no error: what to do is all that its line says. Nothing is said where nobody reads the
+    output any more. A warning is one line, too, and one of PEFT's and transformers' own is left out.
     """
     form = warnings.formatwarning
     try:
@@ -44,12 +46,16 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
             command(argv)
+            sys.stdout.flush()
     except SmatError as error:
         print(error if isinstance(error, RunStoppedError) else f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        return NOT_READ
     finally:
         warnings.formatwarning = form
     return 0

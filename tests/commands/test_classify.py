@@ -1,6 +1,7 @@
 """`python -m smat_peft.classify`: what it prints and writes, and one clear line where the input has to be mended."""
 
 import csv
+import errno
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from smat_peft import SMATConfig
+from smat_peft.commands import compare_methods
 from smat_peft.commands.classify import main
-from smat_peft.few_shot import FewShotClassifier, load_backbone
+from smat_peft.few_shot import FewShotClassifier, load_backbone, loading
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 40), "red": (220, 30, 30)}
 
@@ -145,6 +147,25 @@ def test_unreadable_images_can_be_left_out(support, photos, backbone, capsys):
     assert [line.startswith("left out: ") and "broken" in line for line in err.splitlines()] == [True, True]
 
 
+def test_what_is_not_read_is_counted_with_an_example_and_hidden_files_are_not(support, photos, backbone, capsys):
+    for number, folder in enumerate((support / "red" / "2021", photos / "2021" / "may")):
+        draw(folder, "red", 2, seed=60 + number)
+    (support / "splits.json").write_text("{}")
+    (support / "blue" / "a.raw").write_bytes(b"raw")
+    (support / "blue-0.png").write_bytes((support / "blue" / "blue-0.png").read_bytes())
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (support / "red" / name).write_bytes(b"")
+    assert call(support, photos, "--model", backbone) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        f"passed over in {support}: images beside class folders (1, such as blue-0.png)",
+        f"passed over in {support}: folders within folders (1, such as {Path('red') / '2021'})",
+        f"passed over in {support}: files of other formats (2, such as splits.json)",
+        f"passed over in {photos}: folders within folders (1, such as {Path('2021') / 'may'})",
+    ]
+    assert len(out.splitlines()) == 8
+
+
 def test_a_class_of_unreadable_images_is_named(support, photos, backbone, capsys):
     for path in (support / "red").iterdir():
         path.write_bytes(b"no image")
@@ -223,13 +244,37 @@ def test_methods_are_compared_and_one_is_named(support, backbone, adapter, capsy
         words = ("--model", backbone, "--compare", "--steps", 2, "--learning_rate", 0.001, *arguments)
         assert call(support, *words) == 0
         printed = capsys.readouterr()
-        assert re.match(r"fine-tuning 8 times, 2 steps each, takes about \d+ s\n", printed.err)
+        assert re.search(r"^fine-tuning 8 times, 2 steps each, takes about \d+ s$", printed.err, re.MULTILINE)
         lines = printed.out.splitlines()
         rows = lines[2 : 2 + len(names)]
         assert [re.split(r"  +", row)[:2] for row in rows] == [[name, "100.0"] for name in names]
         assert "8 splits. LoRA: 2 steps, learning rate 0.001." in lines
         noise = "with 12 images a difference below 14.0 points is noise"
         assert lines[-1] == f"Use prototypes: nothing is better, and {noise}."
+
+
+def test_a_comparison_says_at_once_what_it_does_and_how_far_it_is(support, backbone, monkeypatch, capsys):
+    def bar(parts, **_):
+        print(f"0 of {len(parts)}", file=sys.stderr)
+        return parts
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_methods, "tqdm", bar)
+    monkeypatch.setattr(compare_methods, "methods_for", interrupted)  # which computes all features
+    assert call(support, "--model", backbone, "--compare", "--steps", 1) == 130
+    first, cost, *others = capsys.readouterr().err.splitlines()
+    assert first == "comparing methods on 6 images"
+    assert cost.startswith("fine-tuning 4 times")
+    assert others == ["0 of 4", "stopped"]
+
+
+def test_a_comparison_with_experts_loads_the_backbone_once(support, backbone, adapter, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(loading, "load_backbone", lambda *args, **kw: loaded.append(args) or load_backbone(*args, **kw))
+    assert call(support, "--model", backbone, "--adapter", adapter, "--compare", "--steps", 0) == 0
+    assert len(loaded) == 1
 
 
 def test_queries_can_be_fine_tuned_for(support, photos, backbone, capsys):
@@ -305,10 +350,15 @@ def test_a_photo_in_a_format_that_pillow_lacks_names_the_package(support, photos
     ("words", "message"),
     [
         (["--compare", "--output", "a.csv"], "--compare looks at the examples alone"),
+        (["--compare", "--reject_below", 0.5], "leave out QUERY_DIR, --reject_below, --output and --sheet"),
         (["--compare", "--adaptation", "full"], "--compare fine-tunes with LoRA"),
         (["--reject_below", 0.5], "--reject_below is for images to label: give QUERY_DIR"),
         (["--sheet", "missing/sheet.html"], "--sheet missing/sheet.html: there is no folder"),
-        (["--steps", -1], "steps must be at least 0"),
+        (["--steps", -1, "--adaptation", "lora"], "steps must be at least 0"),
+        (["--steps", 10], "--steps, --learning_rate and --no-augment are for fine-tuning: add --adaptation"),
+        (["--learning_rate", 0.1], "--steps, --learning_rate and --no-augment are for fine-tuning"),
+        (["--no-augment"], "--steps, --learning_rate and --no-augment are for fine-tuning"),
+        (["--revision", "v1"], "is a folder, which has no revision 'v1'"),
         (["--seed", -1], "--seed must be at least 0"),
         (["--sheet", "sheet.png"], "the page is HTML"),
     ],
@@ -372,4 +422,35 @@ def test_an_interrupt_is_one_line(support, photos, backbone, monkeypatch, capsys
 @pytest.mark.parametrize(("option", "suffix"), [("--output", ".csv"), ("--sheet", ".html")])
 def test_a_file_that_cannot_be_written_is_one_clear_error(support, photos, backbone, capsys, option, suffix):
     assert call(support, photos, "--model", backbone, option, f"/proc/answers{suffix}") == 2
-    assert "error: cannot write /proc/answers" in capsys.readouterr().err
+    assert re.match(rf"error: .*/proc/answers{suffix}\b", capsys.readouterr().err)
+
+
+def test_a_file_that_may_not_be_looked_at_is_one_clear_error(support, photos, tmp_path, monkeypatch, capsys):
+    stat, locked = Path.stat, tmp_path / "locked"
+
+    def refuse(path, **settings):  # what who is not root sees of a folder of another's
+        if locked in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(path, **settings)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    locked.mkdir()
+    words = [support, photos, "--model", "nowhere", "--output"]
+    assert failure(capsys, *words, locked / "a.csv").endswith("a.csv: Permission denied")
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
+    assert failure(capsys, *words, tmp_path / "a.csv").endswith(f"folder {tmp_path} cannot be written to")
+
+
+def test_output_that_nobody_reads_is_no_error_and_files_are_written(support, photos, backbone, tmp_path):
+    words = [support, photos, "--model", backbone, "--output", tmp_path / "out.csv"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "smat_peft.classify", *map(str, words)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started.stdout.close()  # as `head` does
+    assert started.communicate()[1] == ""
+    assert started.returncode == 141
+    assert (tmp_path / "out.csv").is_file()

@@ -6,21 +6,22 @@ import functools
 import math
 
 import torch
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 SPREAD = sum(1 << 7 * power for power in range(1, 9))  # times eight bytes of 0 or 1: their bits, in the highest byte
 
 
-def pack_bits(mask: Tensor) -> Tensor:
-    """A mask `[..., n]` as bytes `[..., ceil(n / 8)]`."""
+def pack_bits(mask: Bool[Tensor, "*rows n"]) -> UInt8[Tensor, "*rows bytes"]:
+    """A mask as bytes, `ceil(n / 8)` a row."""
     *rows, size = mask.shape
     padded = mask.new_zeros(*rows, math.ceil(size / 8), 8)
     padded.flatten(-2)[..., :size] = mask
     return (padded.flatten().view(torch.int64) * SPREAD >> 56).to(torch.uint8).view(padded.shape[:-1])
 
 
-def unpack_bits(packed: Tensor, size: int) -> Tensor:
-    """The mask `[..., size]` that is in bytes `[..., ceil(size / 8)]`."""
+def unpack_bits(packed: UInt8[Tensor, "*rows bytes"], size: int) -> Bool[Tensor, "*rows {size}"]:
+    """The mask that is in bytes, `ceil(size / 8)` a row."""
     eight = _eight_of_every_byte(packed.device).index_select(0, packed.flatten().int())
     return eight.view(packed.shape).view(torch.bool)[..., :size]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from smat_peft.experts.compiled import generated
@@ -12,18 +14,29 @@ from smat_peft.experts.gates import BLOCK, EXPECTED_L0_SHIFT, by_expert, gate_si
 
 
 @torch.no_grad()
-def open_gates(logits: Tensor, temperature: float) -> Tensor:
-    """How many gates of each expert are above 0, `[M]`; no gradient."""
+def open_gates(logits: Float[Tensor, "M *gate_shape"], temperature: float) -> Int[Tensor, " M"]:
+    """How many gates of each expert are above 0; no gradient."""
     fused = generated("open_gates", logits, logits.dtype)
     if fused is not None:
         return fused(by_expert(logits).data, temperature)
-    blocks = by_expert(logits).split(BLOCK, dim=1)
-    counts = [_sums(stretch(gate_sigmoid(block, temperature)).gt_(0.0)) for block in blocks]  # gt_ leaves 0.0 and 1.0
+    counts = [_sums(block) for block in are_open(logits, temperature)]
     return torch.stack(counts).sum(0, dtype=torch.int64)
 
 
-def expected_open_gates(logits: Tensor) -> Tensor:
-    """Expected number of open gates of each expert under the training noise, `[M]`, differentiable."""
+@torch.no_grad()
+def open_somewhere(logits: Float[Tensor, "M *gate_shape"], temperature: float) -> int:
+    """At how many positions the gate of some expert is above 0."""
+    return sum(int(block.amax(0).count_nonzero()) for block in are_open(logits, temperature))
+
+
+def are_open(logits: Float[Tensor, "M *gate_shape"], temperature: float) -> Iterator[Float[Tensor, "M n"]]:
+    """Which gates are above 0, block by block: 1.0, and 0.0 for the others."""
+    for block in by_expert(logits).split(BLOCK, dim=1):
+        yield stretch(gate_sigmoid(block, temperature)).gt_(0.0)
+
+
+def expected_open_gates(logits: Float[Tensor, "M *gate_shape"]) -> Float[Tensor, " M"]:
+    """Expected number of open gates of each expert under the training noise, differentiable."""
     expected: Tensor = _ExpectedOpenGates.apply(logits)
     return expected
 
@@ -55,6 +68,6 @@ class _ExpectedOpenGates(torch.autograd.Function):
         return result
 
 
-def _sums(block: Tensor) -> Tensor:
+def _sums(block: Float[Tensor, "M n"]) -> Float[Tensor, " M"]:
     """By expert, in single precision at least: half a precision counts to 2048."""
     return block.sum(1, dtype=torch.promote_types(block.dtype, torch.float32))

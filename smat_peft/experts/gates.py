@@ -10,6 +10,7 @@ import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 GateGranularity = Literal["element", "structured"]
@@ -35,8 +36,8 @@ def gate_shape(shape: torch.Size, granularity: GateGranularity) -> torch.Size:
     return torch.Size((shape[0], *(1 for _ in shape[1:])))
 
 
-def gate_values(logits: Tensor, temperature: float) -> Tensor:
-    """Gate values `clip(1.2 sigmoid(logits / temperature) - 0.1, 0, 1)`, in the shape of `logits`.
+def gate_values(logits: Float[Tensor, "*shape"], temperature: float) -> Float[Tensor, "*shape"]:
+    """Gate values `clip(1.2 sigmoid(logits / temperature) - 0.1, 0, 1)`.
 
     Use [`TRAIN_TEMPERATURE`] for the gates that training sees and [`EVAL_TEMPERATURE`] for the reference's evaluation.
     """
@@ -48,27 +49,27 @@ def kept_type(base: torch.dtype) -> torch.dtype:
     return base if base in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def gate_sigmoid(logits: Tensor, temperature: float) -> Tensor:
+def gate_sigmoid(logits: Float[Tensor, "*shape"], temperature: float) -> Float[Tensor, "*shape"]:
     """`sigmoid(logits / temperature)`."""
     return torch.sigmoid(logits if temperature == 1 else logits / temperature)
 
 
-def stretch(sigmoid: Tensor) -> Tensor:
+def stretch(sigmoid: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The hard-concrete stretch of a sigmoid to [-0.1, 1.1]; a gate's value is this, clipped to [0, 1]."""
     return sigmoid.mul(STRETCH_HIGH - STRETCH_LOW).add_(STRETCH_LOW)
 
 
-def by_expert(gates: Tensor) -> Tensor:
-    """Gates `[M, *gate_shape]` as a matrix with one row an expert; a scalar parameter's `[M]` has rows of one."""
+def by_expert(gates: Float[Tensor, "M *gate_shape"]) -> Float[Tensor, "M n"]:
+    """Gates as a matrix with one row an expert; a scalar parameter's `[M]` has rows of one."""
     return gates.unsqueeze(-1).flatten(1)
 
 
-def clamp_gates_(logits: Tensor) -> Tensor:
+def clamp_gates_(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Keep gate logits within +-[`GATE_LIMIT`], in place."""
     with torch.no_grad():
         return logits.clamp_(-GATE_LIMIT, GATE_LIMIT)
 
 
-def initialise_gates_(logits: Tensor, std: float) -> Tensor:
+def initialise_gates_(logits: Float[Tensor, "*shape"], std: float) -> Float[Tensor, "*shape"]:
     """Draw gate logits from Normal(0, std), in place, within the limits."""
     return clamp_gates_(nn.init.normal_(logits, std=std))

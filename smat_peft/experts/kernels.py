@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from smat_peft.experts.gates import BLOCK, STRETCH_HIGH, STRETCH_LOW, by_expert, gate_sigmoid, stretch
@@ -18,16 +19,21 @@ SUMMED_AT_ONCE = 4096  # terms in float32
 
 
 def merge(
-    out: Sequence[Tensor], base: Tensor, delta: Tensor, gates: Tensor, weights: Tensor, temperature: float | None
+    out: Sequence[Float[Tensor, "*shape"]],
+    base: Float[Tensor, "*shape"],
+    delta: Float[Tensor, "*shape"],
+    gates: Float[Tensor, "M *gate_shape"],
+    weights: Float[Tensor, "E M"],
+    temperature: float | None,
 ) -> None:
     """Write `base + (sum_m weights[e, m] * z[m]) * delta` to `out[e]`, for each task e.
 
     Args:
-        out: Task weights of E tasks, in `base`'s shape and type, contiguous.
+        out: Task weights of E tasks, in `base`'s type, contiguous.
         base: Pre-trained parameter.
         delta: The shared delta; everything is computed in its type.
-        gates: Gate logits `[M, *gate_shape]`, or the gate values z where `temperature` is None.
-        weights: Expert weights `[E, M]`.
+        gates: Gate logits, or the gate values z where `temperature` is None.
+        weights: Expert weights.
         temperature: Temperature of the gates.
     """
     for (bases, deltas, *tasks), (logits,) in _blocks([base, delta, *out], [gates]):
@@ -40,8 +46,8 @@ def merge(
             task.copy_(torch.addcmul(bases.to(deltas.dtype), mask, deltas))
 
 
-def mix(weights: Tensor, values: Tensor) -> Tensor:
-    """`weights` `[M]` times `values` `[M, ...]`: `[...]`, element by element.
+def mix(weights: Float[Tensor, " M"], values: Float[Tensor, "M *shape"]) -> Float[Tensor, "*shape"]:
+    """`weights` times `values`, element by element, summed over experts.
 
     A matrix product may round its last columns otherwise. Here equal gates give equal bits, wherever they are: from one
     parameter or from many laid end to end, from gate logits or from packed gates, which are read eight experts at once.
@@ -57,14 +63,14 @@ def mix(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def gradients(
-    delta: Tensor,
-    gates: Tensor,
-    weights: Tensor,
-    outgoing: Sequence[Tensor],
+    delta: Float[Tensor, "*shape"],
+    gates: Float[Tensor, "M *gate_shape"],
+    weights: Float[Tensor, "E M"],
+    outgoing: Sequence[Float[Tensor, "*shape"]],
     temperature: float,
     *,
     needs_gates: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "M *gate_shape"] | None, Float[Tensor, "E M"]]:
     """Gradients of delta, gate logits and expert weights, from those of the task weights that [`merge`] wrote.
 
     Args:
@@ -95,13 +101,12 @@ def gradients(
     return grad_delta, grad_gates[0] if needs_gates else None, grad_weights.to(weights.dtype)
 
 
-def _mix(weights: Tensor, values: Tensor) -> Tensor:
-    """`weights` `[A, B]` times `values` `[B, ...]`: `[A, ...]`."""
+def _mix(weights: Float[Tensor, "A B"], values: Float[Tensor, "B *shape"]) -> Float[Tensor, "A *shape"]:
     return (weights @ by_expert(values)).view(len(weights), *values.shape[1:])
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """`left` `[A, n]` times `right.T` `[n, B]`, sums of few terms added in float64: many terms cancel."""
+def _dot(left: Float[Tensor, "A n"], right: Float[Tensor, "B n"]) -> Float[Tensor, "A B"]:
+    """`left` times `right.T`, sums of few terms added in float64: many terms cancel."""
     parts = zip(left.split(SUMMED_AT_ONCE, dim=1), right.split(SUMMED_AT_ONCE, dim=1), strict=True)
     return torch.stack([a @ b.T for a, b in parts]).sum(0, dtype=_exact_type(left))
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int, Int32, Shaped, UInt8
 from torch import Tensor
 
 from smat_peft.experts.bits import pack_bits, unpack_bits
@@ -25,36 +26,36 @@ class PackedGates:
     """The evaluated gates `[M, *shape]` of one parameter, `n` an expert.
 
     Attributes:
-        open: For eight experts at a time, which of them are above 0, bytes `[ceil(M / 8), n]`.
-        places: The positions at which some gate is between 0 and 1, int32 `[k]`.
-        values: The gates there, as they are or in 8 bits, `[M, k]`.
+        open: For eight experts at a time, which of them are above 0.
+        places: The positions at which some gate is between 0 and 1.
+        values: The gates there, as they are or in 8 bits.
         shape: The shape of one expert's gates.
     """
 
-    open: Tensor
-    places: Tensor
-    values: Tensor
+    open: UInt8[Tensor, "bytes n"]
+    places: Int32[Tensor, " k"]
+    values: Shaped[Tensor, "M k"]
     shape: torch.Size
 
-    def dense(self) -> Tensor:
-        """The gates' values `[M, *shape]` in float32."""
+    def dense(self) -> Float[Tensor, "M *gate_shape"]:
+        """The gates' values in float32."""
         values = self._is_open().float().index_copy_(1, self.places.long(), from_codes(self.values))
         return values.view(-1, *self.shape)
 
-    def open_gates(self) -> Tensor:
-        """How many gates of each expert are above 0, `[M]`."""
+    def open_gates(self) -> Int[Tensor, " M"]:
+        """How many gates of each expert are above 0."""
         return self._is_open().count_nonzero(1)
 
     def open_somewhere(self) -> int:
         """At how many positions some expert is above 0."""
         return int(self.open.amax(0).count_nonzero())
 
-    def _is_open(self) -> Tensor:
+    def _is_open(self) -> Bool[Tensor, "M n"]:
         return unpack_bits(self.open.T, len(self.values)).T
 
 
-def pack_gates(values: Tensor, *, exact: bool) -> PackedGates:
-    """Gate values `[M, *gate_shape]` in packed form; where not `exact`, those that 8 bits can say ([`rounded`])."""
+def pack_gates(values: Float[Tensor, "M *gate_shape"], *, exact: bool) -> PackedGates:
+    """Gate values in packed form; where not `exact`, those that 8 bits can say ([`rounded`])."""
     flat = by_expert(values)
     is_open = flat > 0
     places = (is_open & (flat < 1)).amax(0).nonzero().squeeze(1)
@@ -73,7 +74,7 @@ def merge_packed_into(
     bases: Sequence[Tensor],
     deltas: Sequence[Tensor],
     gates: Sequence[PackedGates],
-    weights: Tensor,
+    weights: Float[Tensor, " M"],
 ) -> None:
     """[`merge_many_into`][smat_peft.experts.interpolate.merge_many_into] of packed gates, without unpacking them.
 
@@ -84,7 +85,7 @@ def merge_packed_into(
         bases: Pre-trained parameters.
         deltas: Their deltas, of one floating type; all is computed in float32.
         gates: Their gates, all exact or all in 8 bits.
-        weights: Weight of each expert, `[M]`.
+        weights: Weight of each expert.
     """
     with torch.autocast(weights.device.type, enabled=False):
         weights = weights.float()
@@ -104,8 +105,8 @@ def merge_packed_into(
             out[i].copy_(_merge(bases[i], deltas[i], gates[i], weights, tables))
 
 
-def _mixes_of_every_byte(weights: Tensor) -> list[Tensor]:
-    """For eight experts at a time: the mix of gates of 0 and 1 for every byte that says which are open, `[256]`."""
+def _mixes_of_every_byte(weights: Float[Tensor, " M"]) -> list[Float[Tensor, "256"]]:
+    """For eight experts at a time: the mix of gates of 0 and 1 for every byte that says which are open."""
     every_byte = torch.arange(2**EXPERTS_AT_ONCE, dtype=torch.uint8, device=weights.device)
     sets = unpack_bits(every_byte[:, None], EXPERTS_AT_ONCE).T.float()
     return [mix(experts, sets[: len(experts)]) for experts in weights.split(EXPERTS_AT_ONCE)]
@@ -133,16 +134,16 @@ def _joined(gates: Sequence[PackedGates]) -> PackedGates:
     )
 
 
-def rounded(values: Tensor) -> Tensor:
+def rounded(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Gate values to the nearest that 8 bits can say."""
     return from_codes(to_codes(values))
 
 
-def to_codes(values: Tensor) -> Tensor:
+def to_codes(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """Values in `[0, 1]` in 8 bits."""
     return values.mul(CODES).round_().to(torch.uint8)
 
 
-def from_codes(values: Tensor) -> Tensor:
+def from_codes(values: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Values, in 8 bits or not, in float32."""
     return values.float().div_(CODES) if values.dtype == torch.uint8 else values.float()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from smat_peft.experts.gates import GATE_LIMIT
@@ -16,17 +17,23 @@ from smat_peft.experts.gates import GATE_LIMIT
 Pattern = Callable[[Tensor, int, float, torch.Size], Tensor]
 
 
-def dense(base: Tensor, num_experts: int, density: float, shape: torch.Size) -> Tensor:
+def dense(
+    base: Float[Tensor, "*shape"], num_experts: int, density: float, shape: torch.Size
+) -> Bool[Tensor, "M *gate_shape"]:
     """Every gate of every expert open."""
     return torch.ones((num_experts, *shape), dtype=torch.bool, device=base.device)
 
 
-def random(base: Tensor, num_experts: int, density: float, shape: torch.Size) -> Tensor:
+def random(
+    base: Float[Tensor, "*shape"], num_experts: int, density: float, shape: torch.Size
+) -> Bool[Tensor, "M *gate_shape"]:
     """Each expert opens its own random share `density` of the gates (torch's global generator)."""
     return torch.rand((num_experts, *shape), device=base.device) < density
 
 
-def magnitude(base: Tensor, num_experts: int, density: float, shape: torch.Size) -> Tensor:
+def magnitude(
+    base: Float[Tensor, "*shape"], num_experts: int, density: float, shape: torch.Size
+) -> Bool[Tensor, "M *gate_shape"]:
     """Every expert opens the gates over the share `density` of largest pre-trained weights of this parameter."""
     size = base.detach().float().abs().sum_to_size(shape)
     count = round(density * size.numel())
@@ -38,8 +45,10 @@ def magnitude(base: Tensor, num_experts: int, density: float, shape: torch.Size)
 PATTERNS: dict[str, Pattern] = {"dense": dense, "random": random, "magnitude": magnitude}
 
 
-def pattern_logits(name: str, base: Tensor, num_experts: int, density: float, shape: torch.Size) -> Tensor:
-    """Gate logits `[M, *shape]` of the pattern called `name` over the parameter `base`.
+def pattern_logits(
+    name: str, base: Float[Tensor, "*shape"], num_experts: int, density: float, shape: torch.Size
+) -> Float[Tensor, "M *gate_shape"]:
+    """Gate logits of the pattern called `name` over the parameter `base`.
 
     Args:
         name: A key of [`PATTERNS`].

@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from smat_peft.experts.bits import pack_bits, unpack_bits
@@ -26,8 +27,8 @@ PARTS = ("used", "open", "partial", "values", "delta")
 TOGETHER = 4  # experts that share a mask of used positions: at nine gates of ten closed the fewest bits in all
 
 
-def encode(values: Tensor, delta: Tensor, *, exact: bool) -> dict[str, Tensor]:
-    """Gate values `[M, *gate_shape]` and the delta `[*shape]` in parts; values exact or in 8 bits."""
+def encode(values: Float[Tensor, "M *gate_shape"], delta: Float[Tensor, "*shape"], *, exact: bool) -> dict[str, Tensor]:
+    """Gate values and the delta in parts; values exact or in 8 bits."""
     flat = by_expert(values)
     used = [experts.amax(0) > 0 for experts in flat.split(TOGETHER)]
     inside = [experts[:, where] for experts, where in zip(flat.split(TOGETHER), used, strict=True)]
@@ -45,8 +46,8 @@ def encode(values: Tensor, delta: Tensor, *, exact: bool) -> dict[str, Tensor]:
 
 def decode(
     parts: Mapping[str, Tensor], num_experts: int, gate_shape: torch.Size, shape: torch.Size
-) -> tuple[Tensor, Tensor]:
-    """The gate values `[M, *gate_shape]` in float32, and the delta `[*shape]`, 0 where no expert is open.
+) -> tuple[Float[Tensor, "M *gate_shape"], Float[Tensor, "*shape"]]:
+    """The gate values in float32, and the delta, 0 where no expert is open.
 
     Raises:
         ValueError: The parts do not fit each other or the shapes; the message says which.
@@ -86,7 +87,7 @@ def decode(
     return values.view(num_experts, *gate_shape), delta.new_zeros(shape).masked_scatter_(where, delta)
 
 
-def _any_open(is_open: Tensor, gate_shape: torch.Size, shape: torch.Size) -> Tensor:
+def _any_open(is_open: Bool[Tensor, "M n"], gate_shape: torch.Size, shape: torch.Size) -> Bool[Tensor, "*shape"]:
     """Where in the parameter some expert is open."""
     return is_open.amax(0).view(gate_shape).expand(shape)
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from peft import PeftModel
 from transformers import ViTImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor
 
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.files import moving_into
-from smat_peft.sharing.model_card import TAGS, is_hub_name
+from smat_peft.sharing.model_card import TAGS, save_card
 
 TEMPLATE = """\
 ---
@@ -91,44 +91,22 @@ def save_merged(
     with moving_into(folder) as scratch:
         merged.save_pretrained(scratch)
         image_processor(transform).save_pretrained(scratch)
-        name = name or folder.resolve().name
-        write_merged_card(scratch, base_model, adapter, specialisation, name=name, license=license)
-
-
-def write_merged_card(
-    folder: str | Path,
-    base_model: str,
-    adapter: str,
-    specialisation: Specialisation | None = None,
-    *,
-    name: str | None = None,
-    license: str | None = None,
-) -> Path:
-    """Write the card of a merged model that `save_pretrained` has left in a folder; arguments as for [`save_merged`].
-
-    Returns:
-        The path of the card.
-    """
-    on_the_hub = is_hub_name(base_model)
-    data = ModelCardData(
-        library_name="transformers",
-        base_model=base_model if on_the_hub else None,
-        base_model_relation="finetune" if on_the_hub else None,
-        pipeline_tag="image-feature-extraction",
-        tags=list(TAGS),
-        license=license,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_str=TEMPLATE,
-        name=name or Path(folder).resolve().name,
-        backbone=base_model if on_the_hub else Path(base_model).name,
-        adapter=adapter,
-        task=specialisation or "where its experts are mixed evenly, for no task of their own",
-    )
-    path = Path(folder) / "README.md"
-    card.save(path)
-    return path
+        data = ModelCardData(
+            library_name="transformers",
+            base_model=base_model,
+            base_model_relation="finetune",
+            pipeline_tag="image-feature-extraction",
+            tags=list(TAGS),
+            license=license,
+        )
+        save_card(
+            scratch,
+            TEMPLATE,
+            data,
+            name=name or folder.resolve().name,
+            adapter=adapter,
+            task=specialisation or "where its experts are mixed evenly, for no task of their own",
+        )
 
 
 def image_processor(transform: ImageTransform) -> BaseImageProcessor:

@@ -37,7 +37,10 @@ labelled images of a new task a router mixes the experts into one set of weights
 ```python
 from smat_peft import FewShotClassifier
 
-classifier = FewShotClassifier.from_pretrained({{ classifier }})
+classifier = FewShotClassifier.from_pretrained(
+    {%- if on_the_hub %}"{{ name }}"{% else %}"{{ backbone }}", adapter="{{ name }}"{% endif %}
+    {%- if image_size %}, image_size={{ image_size }}{% endif -%}
+)
 classifier.fit(images, labels)  # a few PIL images of each class, and their labels
 classifier.predict(other_images)
 ```
@@ -93,7 +96,6 @@ def write_model_card(
     metrics: Mapping[str, float],
     settings: Mapping[str, Any],
     sparsity: Sequence[float],
-    tags: Sequence[str] = (),
     datasets: Sequence[str] | None = None,
     license: str | None = None,
     note: str = "",
@@ -114,7 +116,6 @@ def write_model_card(
             card.
         settings: What a recipe file would hold to meta-tune this adapter again.
         sparsity: Share of each expert's gates that are closed, in `[0, 1]`, `M` numbers.
-        tags: Further tags for the Hub, after `smat`, `few-shot-learning` and `meta-learning`.
         datasets: Names on the Hub of the data sets that it was meta-tuned on.
         license: The adapter's licence, as the Hub spells it, such as `"apache-2.0"`.
         note: What a user must know first, such as the only kind of image the adapter is for.
@@ -133,37 +134,47 @@ def write_model_card(
             raise ConfigurationError(f"model card: {what} is {value}, but it is a share and must lie in [0, 1]")
     folder = Path(output_dir)
     name = name or folder.resolve().name
-    on_the_hub = is_hub_name(base_model)
+    results = [_few_shot_accuracy(domain, value, (origins or {}).get(domain, "")) for domain, value in metrics.items()]
     data = ModelCardData(
         library_name="peft",
-        base_model=base_model if on_the_hub else None,
-        base_model_relation="adapter" if on_the_hub else None,
+        base_model=base_model,
+        base_model_relation="adapter",
         pipeline_tag="image-classification",
-        tags=[*TAGS, *tags],
+        tags=list(TAGS),
         datasets=list(datasets) if datasets else None,
         license=license,
         model_name=name.rpartition("/")[2],
-        eval_results=[
-            _few_shot_accuracy(domain, value, (origins or {}).get(domain, "")) for domain, value in metrics.items()
-        ]
-        or None,
+        eval_results=results or None,
     )
-    backbone = base_model if on_the_hub else Path(base_model).name
-    classifier = [f'"{name}"'] if on_the_hub else [f'"{backbone}"', f'adapter="{name}"']
-    classifier += [] if image_size is None else [f"image_size={image_size}"]
-    card = ModelCard.from_template(
+    return save_card(
+        folder,
+        TEMPLATE,
         data,
-        template_str=TEMPLATE,
         name=name,
-        backbone=backbone,
         packaged=base_model == DEMO_BACKBONE,
-        classifier=", ".join(classifier),
+        image_size=image_size,
         size=_size_of(folder),
         note=note,
         table=table_markdown.strip(),
         sparsity=", ".join(f"{share:.3f}" for share in sparsity),
         settings=_plain(settings),
     )
+
+
+def save_card(folder: Path, template: str, data: ModelCardData, **body: Any) -> Path:
+    """Write a folder's card and return its path; a base model that is itself a folder is called by its name alone.
+
+    Args:
+        folder: Where to.
+        template: What is filled with `body`, with `backbone`, which is the base model, and with `on_the_hub`.
+        data: What the Hub reads.
+        body: What a user reads.
+    """
+    backbone = str(data.base_model)
+    on_the_hub = is_hub_name(backbone)
+    if not on_the_hub:
+        backbone, data.base_model, data["base_model_relation"] = Path(backbone).name, None, None
+    card = ModelCard.from_template(data, template_str=template, backbone=backbone, on_the_hub=on_the_hub, **body)
     path = folder / "README.md"
     with replacing(path) as partial:
         card.save(partial)

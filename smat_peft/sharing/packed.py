@@ -23,7 +23,7 @@ from smat_peft.experts.packed import rounded
 from smat_peft.experts.stored import FORMAT_VERSION
 from smat_peft.files import moving_into
 from smat_peft.sharing.packed_error import logit_error, random_images
-from smat_peft.tuner.adapters import active_adapter, adapter_config, smat_layers, unmerged_state
+from smat_peft.tuner.adapters import active_adapter, adapted_parameters, adapter_config, smat_layers, unmerged_state
 from smat_peft.tuner.config import SMATConfig
 from smat_peft.tuner.layer import SMATLayer
 from smat_peft.tuner.merging import evaluated_gates
@@ -115,20 +115,18 @@ def save_task(model: PeftModel, path: str | Path, *, dtype: torch.dtype = torch.
         CheckpointError: The folder holds an adapter that is not packed, or cannot be written to.
     """
     adapter_name = active_adapter(model)
-    state = unmerged_state(model)
-    task = state.task
+    task = unmerged_state(model).task
     if task is None or task.adapter != adapter_name:
         raise ConfigurationError("the model is on no task: call model.adapt(pixel_values, labels) before save_task")
     packed: Packed = {}
-    for layer in state.layers:
-        for name in layer.adapted(adapter_name):
-            base = getattr(layer.get_base_layer(), name).detach()
-            precise = torch.promote_types(base.dtype, torch.float32)
-            delta = (task.weights.get(layer.full_name(name), base).to(precise) - base.to(precise)).to(dtype)
-            if not delta.isfinite().all():
-                raise ConfigurationError(f"what the task adds to {layer.full_name(name)} is not finite in {dtype}")
-            packed[layer, name] = PackedParameter(delta.shape, delta.shape, num_experts=1)
-            packed[layer, name].fill((delta != 0).float()[None], delta, exact=True)
+    for layer, name in adapted_parameters(model, adapter_name):
+        base = getattr(layer.get_base_layer(), name).detach()
+        precise = torch.promote_types(base.dtype, torch.float32)
+        delta = (task.weights.get(layer.full_name(name), base).to(precise) - base.to(precise)).to(dtype)
+        if not delta.isfinite().all():
+            raise ConfigurationError(f"what the task adds to {layer.full_name(name)} is not finite in {dtype}")
+        packed[layer, name] = PackedParameter(delta.shape, delta.shape, num_experts=1)
+        packed[layer, name].fill((delta != 0).float()[None], delta, exact=True)
     header = _header(OF_ONE_TASK, packed)
     config = adapter_config(model, adapter_name)
     config = replace(config, num_experts=1, sparsity_pattern="dense", gate_granularity="element", packed=header)

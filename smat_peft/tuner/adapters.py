@@ -16,7 +16,7 @@ from smat_peft.errors import ConfigurationError
 from smat_peft.experts.counting import expected_open_gates
 from smat_peft.experts.router import Router
 from smat_peft.tuner.config import SMATConfig
-from smat_peft.tuner.layer import SMATLayer
+from smat_peft.tuner.layer import SMATLayer, adapted_by
 from smat_peft.tuner.packed import refuse_training
 from smat_peft.tuner.routing import SMATRouter
 from smat_peft.tuner.state import SharedState
@@ -105,7 +105,7 @@ def adapter_gates(model: nn.Module, adapter_name: str) -> Iterator[tuple[SMATLay
 
 def adapted_parameters(model: nn.Module, adapter_name: str) -> Iterator[tuple[SMATLayer, str]]:
     """The parameters that an adapter adapts: the layer of each, and its name in the module."""
-    return ((layer, name) for layer in smat_layers(model) for name in layer.adapted(adapter_name))
+    return adapted_by(smat_layers(model), adapter_name)
 
 
 def sparsity(model: nn.Module, *, training: bool | None = None) -> Tensor:

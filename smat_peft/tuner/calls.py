@@ -5,7 +5,6 @@ During calls of the module itself; and where its parent reads its parameters, du
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -58,8 +57,7 @@ class ShadowingCalls(nn.Module):
             module.register_forward_pre_hook(self._hold),
             module.register_forward_hook(self._release, always_call=True),
         )
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # code compiled for a module of this class does not ask whether it has hooks now
+        torch.compiler.reset()  # code compiled for a module of this class does not ask whether it has hooks now
 
     def let_go(self) -> None:
         """Undo [`hold_during_calls_of`]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,29 +12,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from smat_peft.errors import ConfigurationError
-from smat_peft.experts.counting import open_gates
-from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape, gate_values, initialise_gates_
+from smat_peft.experts.counting import open_gates, open_somewhere
+from smat_peft.experts.gates import EVAL_TEMPERATURE, TRAIN_TEMPERATURE, gate_shape
 from smat_peft.experts.interpolate import interpolate
 from smat_peft.experts.packed import merge_packed_into
-from smat_peft.experts.patterns import pattern_logits
 from smat_peft.experts.router import even_weights
 from smat_peft.tuner.calls import ShadowingCalls
 from smat_peft.tuner.config import SMATConfig
+from smat_peft.tuner.fresh import fresh_tensors
 from smat_peft.tuner.kept_gates import KeptGates
-from smat_peft.tuner.packed import PackedParameter
 from smat_peft.tuner.shadow import empty_caches
 from smat_peft.tuner.state import SharedState, Task
-
-RANDOM_DELTA_STD = 0.1  # of `init_weights=False`; large enough to be seen in half precision
-
-
-class Gates(nn.ParameterDict):
-    """The gate logits `[M, *gate_shape]` of parameters by name; they move and change type with the model."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gates:
-        """As one row an expert: a convolution's gates have a rank that no `memory_format` is for."""
-        super()._apply(lambda gates: fn(gates.reshape(len(gates), -1)).view(gates.shape), recurse)
-        return self
 
 
 class SMATLayer(ShadowingCalls, BaseTunerLayer):
@@ -78,23 +66,11 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
     def _attach(self, owner: nn.Module) -> None:
         self.base_layer = owner
 
-    def update_layer(
-        self, adapter_name: str, config: SMATConfig, parameter_names: list[str], inference_mode: bool
-    ) -> None:
+    def update_layer(self, adapter_name: str, config: SMATConfig, parameter_names: list[str]) -> None:
         """Give an adapter a delta and gates over the named parameters of the module."""
-        owner = self.get_base_layer()
-        delta, gates, packed = nn.ParameterDict(), Gates(), nn.ModuleDict()
-        for name in parameter_names:
-            parameter = getattr(owner, name)
-            shape = gate_shape(parameter.shape, config.gate_granularity)  # type: ignore[arg-type]
-            if config.packed is not None:
-                packed[name] = PackedParameter(parameter.shape, shape, config.num_experts)
-                continue
-            delta[name] = nn.Parameter(torch.zeros(parameter.shape))
-            if not config.init_weights:
-                nn.init.normal_(delta[name], std=RANDOM_DELTA_STD)
-            gates[name] = nn.Parameter(_initial_gates(config, parameter, shape))
-        for container, made in ((self.smat_delta, delta), (self.smat_gates, gates), (self.smat_packed, packed)):
+        containers = (self.smat_delta, self.smat_gates, self.smat_packed)
+        fresh = fresh_tensors(self.get_base_layer(), parameter_names, config)
+        for container, made in zip(containers, fresh, strict=True):
             if adapter_name in container:  # further parameters of a module that this adapter has already
                 container[adapter_name].update(made)
             elif made:
@@ -103,7 +79,6 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
         if config.sparsity_pattern != "learned":
             self.frozen_peft_weight_names[adapter_name] = ("smat_gates",)
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
@@ -136,8 +111,7 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
         """How many positions of a parameter's gates some expert opens, in evaluation."""
         if adapter_name in self.smat_packed:
             return self.smat_packed[adapter_name][name].gates.open_somewhere()
-        gates = gate_values(self.smat_gates[adapter_name][name], self.gate_temperature(adapter_name, training=False))
-        return int((gates > 0).any(0).sum())
+        return open_somewhere(self.smat_gates[adapter_name][name], self.gate_temperature(adapter_name, training=False))
 
     def base_parameter(self, name: str) -> Tensor:
         """The module's own parameter, to mix experts onto.
@@ -153,17 +127,16 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
             )
         return base
 
-    def interpolate(
-        self, adapter_name: str, weights: Tensor, training: bool, onto: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Parameters with an adapter's experts mixed by `weights` [M], by their names in the module.
+    def mix_evenly(self, adapter_name: str, training: bool, onto: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Parameters with an adapter's experts mixed evenly, by their names in the module.
 
         Args:
             adapter_name: The adapter.
-            weights: Expert weights.
             training: Whether to use the gates of training.
             onto: What to add the mixed delta to; the module's own parameters by default.
         """
+        device = next(self.get_base_layer().parameters(recurse=False)).device
+        weights = even_weights(self.state.configs[adapter_name].num_experts, device).weights
         temperature = self.gate_temperature(adapter_name, training)
         mixed = dict(onto or {})
         for name in self.adapted(adapter_name):
@@ -176,12 +149,6 @@ class SMATLayer(ShadowingCalls, BaseTunerLayer):
                 delta, gates = self.smat_delta[adapter_name][name], self.smat_gates[adapter_name][name]
                 mixed[name] = interpolate(base, delta, gates, weights.to(delta), temperature)
         return mixed
-
-    def mix_evenly(self, adapter_name: str, training: bool, onto: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """[`interpolate`] with the same weight for every expert."""
-        device = next(self.get_base_layer().parameters(recurse=False)).device
-        weights = even_weights(self.state.configs[adapter_name].num_experts, device).weights
-        return self.interpolate(adapter_name, weights, training, onto)
 
     def get_delta_weight(self, adapter_name: str, name: str = "weight") -> Tensor:
         """What an adapter adds to a parameter: on its task where one is set, else with its experts mixed evenly."""
@@ -307,6 +274,11 @@ class SMATLinear(SMATLayer):
     """A wrapped Linear; PEFT's `all-linear` knows adapted linear layers by their class name."""
 
 
+def adapted_by(layers: Iterable[SMATLayer], adapter_name: str) -> Iterator[tuple[SMATLayer, str]]:
+    """The parameters of some layers that an adapter adapts: the layer of each, and its name in the module."""
+    return ((layer, name) for layer in layers for name in layer.adapted(adapter_name))
+
+
 def _check_finite(adapter_name: str, merged: dict[str, Tensor]) -> None:
     if not all(torch.isfinite(weight).all() for weight in merged.values()):
         raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken")
@@ -314,13 +286,3 @@ def _check_finite(adapter_name: str, merged: dict[str, Tensor]) -> None:
 
 def _ordinary(weight: Tensor) -> Tensor:
     return weight.clone() if weight.is_inference() else weight
-
-
-def _initial_gates(config: SMATConfig, parameter: Tensor, shape: torch.Size) -> Tensor:
-    gates = torch.empty(config.num_experts, *shape)
-    if config.sparsity_pattern == "learned":
-        return initialise_gates_(gates, config.gate_init_std)
-    if parameter.is_meta:  # loaded later: there are no values yet to choose a pattern by
-        return gates.zero_()
-    density = 1 - config.target_sparsity
-    return pattern_logits(config.sparsity_pattern, parameter, config.num_experts, density, shape)

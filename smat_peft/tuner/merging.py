@@ -10,14 +10,14 @@ from torch import Tensor
 from smat_peft.experts.interpolate import SMALL, interpolate_many, merge_many_into
 from smat_peft.experts.packed import merge_packed_into
 from smat_peft.tuner.kept_gates import KeptGates
-from smat_peft.tuner.layer import SMATLayer
+from smat_peft.tuner.layer import SMATLayer, adapted_by
 
 
 def interpolate_layers(
     layers: Sequence[SMATLayer], adapter_name: str, weights: Tensor, training: bool
 ) -> list[dict[str, Tensor]]:
     """Task weights for expert weights `[E, M]`, one dict a task, by the base model's own parameter names."""
-    parameters = list(_parameters(layers, adapter_name))
+    parameters = list(adapted_by(layers, adapter_name))
     if _is_packed(layers, adapter_name):
         return [_merge_packed(parameters, adapter_name, task, {}) for task in weights]
     merged = interpolate_many(
@@ -44,7 +44,7 @@ def merge_layers(
         keep_gates: Evaluate the gates once, and keep their values in 16 bits for the next merge. Those of a packed
             adapter are evaluated anyway.
     """
-    parameters = list(_parameters(layers, adapter_name))
+    parameters = list(adapted_by(layers, adapter_name))
     if _is_packed(layers, adapter_name):
         return _merge_packed(parameters, adapter_name, weights, reuse)
     bases = [layer.base_parameter(name) for layer, name in parameters]
@@ -71,7 +71,7 @@ def evaluated_gates(layers: Sequence[SMATLayer], adapter_name: str) -> Iterator[
     The last bit of a sigmoid depends on where in a tensor an element is, and merging lays parameters end to end. So the
     values are read off merges themselves, of each expert alone, with a delta of ones onto zeros.
     """
-    parameters = list(_parameters(layers, adapter_name))
+    parameters = list(adapted_by(layers, adapter_name))
     deltas = [layer.smat_delta[adapter_name][name] for layer, name in parameters]
     small = [i for i, delta in enumerate(deltas) if delta.numel() <= SMALL]
     for chosen in (small, *([i] for i in range(len(deltas)) if i not in set(small))):
@@ -104,10 +104,6 @@ def _merge_packed(
 
 def _is_packed(layers: Sequence[SMATLayer], adapter_name: str) -> bool:
     return layers[0].state.configs[adapter_name].packed is not None
-
-
-def _parameters(layers: Sequence[SMATLayer], adapter_name: str) -> Iterator[tuple[SMATLayer, str]]:
-    return ((layer, name) for layer in layers for name in layer.adapted(adapter_name))
 
 
 def _memory_of(parameters: Sequence[tuple[SMATLayer, str]], reuse: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -205,9 +205,7 @@ class SMATModel(BaseTuner):
         if not names:
             return
         layer = self._layer_of(target, target_name, parent, current_key)
-        layer.update_layer(adapter_name, peft_config, names, peft_config.inference_mode)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
+        layer.update_layer(adapter_name, peft_config, names)
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
 
     def _layer_of(self, target: nn.Module, target_name: str, parent: nn.Module, path: str) -> SMATLayer:
@@ -227,19 +225,19 @@ class SMATModel(BaseTuner):
         self, peft_config: SMATConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
     ) -> list[str]:
         targeted = targeted_parameters(peft_config, model)
-        for path, _, name in targeted:
+        for path, name in targeted:
             module = model.get_submodule(path)  # by now its wrapper, where another of its parameters came before
             parent = model.get_submodule(path.rpartition(".")[0])
             with _meta_parameters(low_cpu_mem_usage):
                 self._create_and_replace(
                     peft_config, adapter_name, module, path.rpartition(".")[2], parent, path, parameter_name=name
                 )
-        return [f"{path}.{name}" if path else name for path, _, name in targeted]
+        return [f"{path}.{name}" if path else name for path, name in targeted]
 
     def _add_router(self, config: SMATConfig, adapter_name: str) -> None:
         router = getattr(self._state.root, SMATRouter.CHILD, None) or SMATRouter(self._state)
-        router.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         router.update_layer(adapter_name, config)
+        router.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

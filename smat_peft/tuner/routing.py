@@ -82,7 +82,6 @@ class SMATRouter(nn.Module, BaseTunerLayer):
         self.smat_router[adapter_name] = router.train(self.training)
         self.frozen_peft_weight_names[adapter_name] = ("smat_router",)
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
         own = {id(p) for p in self.parameters()}

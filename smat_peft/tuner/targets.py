@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Set
+from itertools import accumulate
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -96,9 +97,8 @@ def tied_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 def is_trained_whole(model: nn.Module, path: str) -> bool:
     """Whether the module at a path is, or is inside of, one that some adapter trains whole (`modules_to_save`)."""
-    parts = path.split(".") if path else []
-    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts) + 1))
-    return any(isinstance(module, AuxiliaryTrainingWrapper) for module in around)
+    around = accumulate(path.split("."), "{}.{}".format)
+    return any(isinstance(model.get_submodule(each), AuxiliaryTrainingWrapper) for each in around)
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -117,11 +117,11 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield path, module
 
 
-def targeted_parameters(config: SMATConfig, model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """What `target_parameters` means: the path of the owner, the owner or its wrapper, and the parameter's name."""
+def targeted_parameters(config: SMATConfig, model: nn.Module) -> list[tuple[str, str]]:
+    """What `target_parameters` means: the path of the owner, and the parameter's name."""
     endings = tuple(f".{target}" for target in config.target_parameters or ())
     return [
-        (path, module, name)
+        (path, name)
         for path, module in base_modules(model)
         for name in own_parameters(owner_of(module))
         if f".{path}.{name}".endswith(endings)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from smat_peft.experts.counting import expected_open_gates, open_gates
+from smat_peft.experts.counting import expected_open_gates, open_gates, open_somewhere
 from smat_peft.experts.gates import EVAL_TEMPERATURE, GATE_LIMIT, TRAIN_TEMPERATURE, gate_values
 
 temperatures = pytest.mark.parametrize("temperature", [TRAIN_TEMPERATURE, EVAL_TEMPERATURE])
@@ -43,6 +43,7 @@ def test_the_expected_number_of_open_gates_has_a_gradient_where_gates_are_clippe
 def test_gates_of_a_scalar_parameter_are_counted_too() -> None:
     gates = torch.tensor([-GATE_LIMIT, GATE_LIMIT, 0.0])
     assert open_gates(gates, TRAIN_TEMPERATURE).tolist() == [0, 1, 1]
+    assert open_somewhere(gates, TRAIN_TEMPERATURE) == 1
     assert expected_open_gates(gates).shape == (3,)
 
 
@@ -51,6 +52,7 @@ def test_counts_do_not_depend_on_blocks(temperature: float) -> None:
     gates = torch.randn(2, 3, 50_000, generator=torch.Generator().manual_seed(0)).mul(2).requires_grad_()
     values = gate_values(gates, temperature)
     assert torch.equal(open_gates(gates, temperature), torch.count_nonzero(values.flatten(1), dim=1))
+    assert open_somewhere(gates, temperature) == int((values > 0).any(0).sum())
     expected, formula = expected_open_gates(gates), torch.sigmoid(gates + 2 / 3 * math.log(11)).flatten(1).sum(1)
     torch.testing.assert_close(expected, formula)
     ours, theirs = (torch.autograd.grad(total[0] + 3 * total[1], gates)[0] for total in (expected, formula))

@@ -37,12 +37,12 @@ def card_in(folder: Path, **changes: Any) -> ModelCard:
 
 
 def test_the_hub_is_told_what_the_adapter_is(tmp_path: Path) -> None:
-    data = card_in(tmp_path / "glyphs", tags=["vision"], license="apache-2.0", datasets=["mnist"]).data
+    data = card_in(tmp_path / "glyphs", license="apache-2.0", datasets=["mnist"]).data
     assert data.library_name == "peft"
     assert data.base_model == "facebook/dino-vits16"
     assert data.base_model_relation == "adapter"
     assert data.pipeline_tag == "image-classification"
-    assert data.tags == ["smat", "few-shot-learning", "meta-learning", "vision"]
+    assert data.tags == ["smat", "few-shot-learning", "meta-learning"]
     assert data.license == "apache-2.0"
     assert data.datasets == ["mnist"]
 

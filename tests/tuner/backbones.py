@@ -106,8 +106,9 @@ class Gain(nn.Module):
 class Plain(nn.Module):
     """Every way in which a module that knows nothing of transformers may hold parameters."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        width = 8
         self.offset = nn.Parameter(torch.randn(3, 1, 1))
         self.stem = nn.Conv2d(3, width, 4, stride=4)
         self.batch_norm = nn.BatchNorm2d(width)

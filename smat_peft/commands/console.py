@@ -50,6 +50,9 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
     except SmatError as error:
         print(error if isinstance(error, RunStoppedError) else f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except PermissionError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return SmatError.exit_status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED

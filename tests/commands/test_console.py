@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import warnings
 from collections.abc import Sequence
 
@@ -33,6 +34,14 @@ def test_a_warning_and_an_error_are_a_line_each(
     assert printed.out == "warning: two domains share a class\n"
     assert printed.err == "error: a domain is missing\n"
     assert warnings.formatwarning is form
+
+
+def test_what_may_not_be_read_is_named_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def read(_: Sequence[str]) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "photos/cats")
+
+    assert run_command(read, []) == DataError.exit_status
+    assert capsys.readouterr().err == "error: photos/cats: Permission denied\n"
 
 
 def test_help_tells_a_default_that_says_something() -> None:

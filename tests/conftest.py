@@ -13,6 +13,8 @@ mathematics = ("gates", "interpolate", "kernels", "counting", "patterns", "proto
 checked = [*(f"smat_peft.experts.{name}" for name in mathematics), "smat_peft.few_shot"]
 install_import_hook(checked, "beartype.beartype")
 
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,15 +27,17 @@ from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import close_session
 from peft import get_peft_model
 from PIL import Image
-from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import ViTModel
 
 from smat_peft import SMATConfig
-from smat_peft.assets import DEMO_BACKBONE
 from smat_peft.experts import compiled
 from smat_peft.few_shot import load_backbone
+from tests import small_models
+from tests.class_folders import write_classes
 from tests.sharing.hub_server import Hub, serve
 
 HUB_NAME = "facebook/dino-vits16"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 torch.set_num_threads(1)  # sums are then rounded in the same order on every machine
 
@@ -60,23 +64,23 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def make_vit() -> Callable[..., ViTModel]:
     """A function that builds a fresh ViT, `[N, 3, 16, 16]` -> `[N, 5, 16]`; the same weights for the same seed."""
+    return small_models.make_vit
 
-    def make(seed: int = 0, **changes: Any) -> ViTModel:
-        settings: dict[str, Any] = {
-            "hidden_size": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "image_size": 16,
-            "patch_size": 8,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return ViTModel(ViTConfig(**settings | changes), add_pooling_layer=False).eval()
 
-    return make
+@pytest.fixture
+def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """A function that runs a script of examples/ and returns its exit status, what it printed, and its errors."""
+
+    def run(name: str, *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        status = 0
+        try:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture
@@ -112,23 +116,21 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def place(make_vit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with all that the code and commands of README and docs name."""
     monkeypatch.chdir(tmp_path)
-    for place, classes, images in (("support", 2, 2), ("data/birds", 9, 2), ("data/signs", 9, 2), ("other", 5, 2)):
-        for number in range(classes):
-            (tmp_path / place / f"class{number}").mkdir(parents=True)
-            for image in range(images):
-                colour = (25 * number, 20 * image, 90)
-                Image.new("RGB", (16, 16), colour).save(tmp_path / place / f"class{number}" / f"{image}.jpg")
-    Image.new("RGB", (16, 16), (25, 0, 90)).save(tmp_path / "unknown.jpg")
+
+    def draw(number: int, image: int) -> Image.Image:
+        return Image.new("RGB", (16, 16), (25 * number, 20 * image, 90))
+
+    for place, classes in (("support", 2), ("data/birds", 9), ("data/signs", 9), ("other", 5)):
+        write_classes(tmp_path / place, [f"class{number}" for number in range(classes)], 2, draw, "jpg")
+    draw(1, 0).save(tmp_path / "unknown.jpg")
     (tmp_path / "unknown").mkdir()
-    Image.new("RGB", (16, 16), (25, 0, 90)).save(tmp_path / "unknown" / "photo.jpg")
-    make_vit().save_pretrained(tmp_path / HUB_NAME)  # a folder of that name goes before the Hub
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / HUB_NAME)
+    draw(1, 0).save(tmp_path / "unknown" / "photo.jpg")
+    small_models.save_vit(tmp_path / HUB_NAME)  # a folder of that name goes before the Hub
     torch.manual_seed(0)
     adapter = get_peft_model(load_backbone(HUB_NAME), SMATConfig(num_experts=2, init_weights=False))
     adapter.save_pretrained(tmp_path / "outputs" / "mine")
-    demo = get_peft_model(load_backbone(DEMO_BACKBONE), SMATConfig(num_experts=2, init_weights=False))
-    demo.save_pretrained(tmp_path / "outputs" / "demo", save_embedding_layers=False)
+    small_models.save_demo_adapter(tmp_path / "outputs" / "demo")
     return tmp_path

@@ -59,11 +59,16 @@ def uniform(index: int) -> Tensor:
     return numbers("episodes")[f"ep{index}/router_uniform"]
 
 
+def golden_backbone() -> ViTModel:
+    """The golden backbone, as it was pretrained."""
+    backbone = ViTModel(ViTConfig(**RUN["config"]["vit"]), add_pooling_layer=False)
+    backbone.load_state_dict(section(numbers("state0"), "base"))
+    return backbone.eval()
+
+
 def golden_model(pooling: str = "first") -> PeftModel:
     """The golden backbone and adapter in their first state."""
     state = numbers("state0")
-    backbone = ViTModel(ViTConfig(**RUN["config"]["vit"]), add_pooling_layer=False)
-    backbone.load_state_dict(section(state, "base"))
     config = SMATConfig(
         num_experts=RUN["config"]["num_experts"],
         target_sparsity=SETTINGS["target_sparsity"],
@@ -71,7 +76,7 @@ def golden_model(pooling: str = "first") -> PeftModel:
         router_temperature=(SETTINGS["temperature_start"], SETTINGS["temperature_end"]),
         router_temperature_episodes=SETTINGS["temperature_episodes"],
     )
-    model = get_peft_model(backbone.eval(), config)
+    model = get_peft_model(golden_backbone(), config)
     with torch.no_grad():
         for kind, parameters in adapter_parameters(model).items():
             for name, tensor in section(state, kind).items():
@@ -91,7 +96,7 @@ def adapter_parameters(model: torch.nn.Module) -> dict[str, dict[str, Tensor]]:
     return {
         "delta": {layer.full_name(name): layer.smat_delta[adapter][name] for layer, name in owned},
         "gates": {layer.full_name(name): layer.smat_gates[adapter][name] for layer, name in owned},
-        "router": {_golden_router_name(name): tensor for name, tensor in tensors.items()},
+        "router": {golden_router_name(name): tensor for name, tensor in tensors.items()},
     }
 
 
@@ -101,7 +106,7 @@ def distance(ours: Tensor, golden: Tensor) -> float:
     return float((ours - golden).norm() / golden.norm().clamp_min(1e-30))
 
 
-def _golden_router_name(name: str) -> str:
+def golden_router_name(name: str) -> str:
     """`qkv_weight` -> `qkv.weight`; names of one part, such as `keys` and `skill_tokens`, are the same."""
     part, _, attribute = name.rpartition("_")
     return f"{part}.{attribute}" if attribute in ("weight", "bias", "u", "v") else name

@@ -2,8 +2,6 @@
 
 import ast
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from smat_peft.version import __version__
+from tests.processes import python
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "smat_peft"
@@ -163,7 +162,7 @@ for name in modules:
     importlib.import_module(name)
 print(len(modules))
 """
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = python("-c", program)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) == len(SOURCES) - 1  # smat_peft/__init__.py itself is not walked
 
@@ -183,8 +182,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, copy)
     for name in ("smat_peft", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = python("-m", "build", "--wheel", "--no-isolation", "--outdir", copy / "dist", copy)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return copy
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from io import BytesIO
@@ -12,17 +11,18 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import datasets
-import h5py
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from transformers import ViTImageProcessorPil
 
 from smat_peft.assets import DEMO_RECIPE
 from smat_peft.commands import meta_tune
 from smat_peft.commands.arguments import DataArguments
 from smat_peft.evaluation.records import Record
+from tests.class_folders import write_classes
+from tests.episodes.h5_source import specification, write_source
+from tests.small_models import save_vit
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -168,10 +168,10 @@ def draw(random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
-def draw_table(name: str, config: str | None, split: str | None, images: int = 20) -> datasets.Dataset:
+def draw_table(name: str, config: str | None, split: str | None) -> datasets.Dataset:
     column, labels = TABLES[name]
     random, classes, rows = np.random.default_rng(0), max(labels.values()), []
-    for number in range(classes * images):
+    for number in range(20 * classes):
         with BytesIO() as file:
             Image.fromarray(draw(random)).save(file, "PNG")
             picture = {"bytes": file.getvalue(), "path": None}
@@ -182,32 +182,17 @@ def draw_table(name: str, config: str | None, split: str | None, images: int = 2
 
 
 def draw_h5(folder: Path, classes: tuple[int, int, int]) -> None:
-    folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    for number in range(sum(classes)):
-        with h5py.File(folder / f"{number}.h5", "w") as file:
-            for image in range(4):
-                file[f"{image}/image"] = draw(random)
-    specification = {
-        "classes_per_split": dict(zip(("TRAIN", "VALID", "TEST"), classes, strict=True)),
-        "images_per_class": {f"{number}": 4 for number in range(sum(classes))},
-        "class_names": {f"{number}": f"{folder.name} {number}" for number in range(sum(classes))},
-        "file_pattern": "{}.tfrecords",
-    }
-    (folder / "dataset_spec.json").write_text(json.dumps(specification))
+    write_source(folder, specification(classes, 4, folder.name), 4, lambda *_: draw(random))
 
 
 def draw_folder(folder: Path, images: int) -> None:
-    random = np.random.default_rng(0)
-    for number in range(5):
-        place = folder / f"{folder.name} {number}"
-        place.mkdir(parents=True)
-        for image in range(images):
-            Image.fromarray(draw(random)).save(place / f"{image}.png")
+    random, names = np.random.default_rng(0), [f"{folder.name} {number}" for number in range(5)]
+    write_classes(folder, names, images, lambda *_: Image.fromarray(draw(random)))
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory, make_vit: Any) -> Path:
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the recipes name under it, and a backbone."""
     root = tmp_path_factory.mktemp("data")
     for source in re.findall(r"h5:\{data_root\}/(\w+)", Path(recipe("meta_dataset.yaml")).read_text()):
@@ -216,8 +201,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory, make_vit: Any) -> Path:
         draw_folder(root / "domainnet" / domain, 20)
     for source in ("CropDiseases", "EuroSAT", "ISIC", "ChestX"):
         draw_folder(root / "bscd_fsl" / source, 65)
-    make_vit().save_pretrained(root / "vit")
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "vit")
+    save_vit(root / "vit")
     return root
 
 

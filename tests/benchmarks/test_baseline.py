@@ -5,20 +5,34 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import ViTConfig, ViTModel
 
 from baseline import Baseline
 from smat_peft.experts.gates import GATE_LIMIT
-from tests.golden_state import RUN, SETTINGS, distance, episode, numbers, section, uniform
-from tests.meta_tuning.test_golden_training import assert_equal_gradients, golden_arguments
+from tests.golden_state import (
+    RUN,
+    SETTINGS,
+    distance,
+    episode,
+    golden_backbone,
+    golden_router_name,
+    numbers,
+    section,
+    uniform,
+)
+from tests.golden_training import (
+    TERMS,
+    Gradients,
+    assert_golden_gradients,
+    assert_golden_losses,
+    assert_golden_update,
+    golden_arguments,
+)
 
 
 def golden_baseline(pooling: str = "first", **changes: Any) -> Baseline:
     state = numbers("state0")
-    backbone = ViTModel(ViTConfig(**RUN["config"]["vit"]), add_pooling_layer=False)
-    backbone.load_state_dict(section(state, "base"))
     baseline = Baseline(
-        backbone,
+        golden_backbone(),
         golden_arguments(**changes),
         num_experts=RUN["config"]["num_experts"],
         target_sparsity=SETTINGS["target_sparsity"],
@@ -26,7 +40,7 @@ def golden_baseline(pooling: str = "first", **changes: Any) -> Baseline:
     )
     with torch.no_grad():
         for kind, parameters in adapter_parameters(baseline).items():
-            golden = golden_section(state, kind)
+            golden = section(state, kind)
             assert parameters.keys() == golden.keys()
             for name, tensor in golden.items():
                 parameters[name].copy_(tensor)
@@ -47,26 +61,16 @@ def adapter_parameters(baseline: Baseline) -> dict[str, dict[str, Tensor]]:
     return {
         "delta": {name: delta.detach() for name, delta in baseline.delta.items()},
         "gates": {name: experts_first(logits.detach()) for name, logits in baseline.gate_logits.items()},
-        "router": {name: tensor.detach() for name, tensor in router.items()},
+        "router": {golden_router_name(name): tensor.detach() for name, tensor in router.items()},
     }
 
 
-def own_name(kind: str, name: str) -> str:
-    """The baseline's name of a golden tensor: `qkv.weight` of the router is its `qkv_weight`."""
-    return name.replace(".", "_") if kind == "router" else name
-
-
-def golden_section(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The golden tensors of one kind by the baseline's names."""
-    return {own_name(kind, name): tensor for name, tensor in section(tensors, kind).items()}
-
-
-def gradients(baseline: Baseline) -> dict[str, dict[str, Tensor]]:
-    """All gradients by kind and name, in the golden files' layout."""
+def gradients(baseline: Baseline) -> Gradients:
+    """All gradients by kind and golden name, in the golden files' layout."""
     learned = {
         "delta": baseline.delta,
         "gates": baseline.gate_logits,
-        "router": dict(baseline.router.named_parameters()),
+        "router": {golden_router_name(name): p for name, p in baseline.router.named_parameters()},
         "multipliers": {"": baseline.multipliers},
     }
     return {
@@ -82,24 +86,14 @@ def gradients(baseline: Baseline) -> dict[str, dict[str, Tensor]]:
 def test_the_baselines_loss_terms_are_the_golden_ones() -> None:
     baseline = golden_baseline()
     terms = baseline.episode(episode(0), uniform(0))
-    golden = RUN["log"][0]
-    assert terms.keys() == golden["losses"].keys()
-    for name, value in golden["losses"].items():
-        assert terms[name].item() == pytest.approx(value, rel=1e-5), name
-    assert baseline.multipliers.tolist() == pytest.approx(golden["multipliers"], rel=1e-6)
+    assert_golden_losses(terms, baseline.multipliers)
 
 
-@pytest.mark.parametrize("term", ["query_ce", "query_kd", "sparsity", "lagrangian", "router_z"])
+@pytest.mark.parametrize("term", TERMS)
 def test_the_gradient_of_each_of_the_baselines_loss_terms_is_the_golden_one(term: str) -> None:
     baseline = golden_baseline()
     baseline.episode(episode(0), uniform(0))[term].backward()
-    ours, golden = gradients(baseline), section(numbers("train_ep0"), f"grad/{term}")
-    assert golden
-    for path, tensor in golden.items():
-        kind, _, name = path.partition("/")
-        assert_equal_gradients(ours[kind][own_name(kind, name)], tensor, path)
-    kinds = {path.partition("/")[0] for path in golden}
-    assert {kind for kind, found in ours.items() if any(g.abs().max() > 0 for g in found.values())} == kinds
+    assert_golden_gradients(gradients(baseline), term)
 
 
 @pytest.mark.parametrize("updates", [1, 2])
@@ -108,20 +102,8 @@ def test_the_baselines_state_after_each_update_is_the_golden_one(updates: int) -
     for update in range(updates):
         indices = range(4 * update, 4 * update + 4)
         baseline.update([episode(i) for i in indices], [uniform(i) for i in indices])
-
-    golden = numbers(f"update{updates}")
-    for kind, parameters in adapter_parameters(baseline).items():
-        expected = golden_section(golden, kind)
-        assert parameters.keys() == expected.keys()
-        for name, tensor in expected.items():
-            assert distance(parameters[name], tensor) < 1e-5, f"{kind}/{name}"
-    assert distance(baseline.multipliers, golden["multipliers"]) < 1e-5
-    momentum = section(golden, "momentum")
-    assert bool(momentum) == (updates == 2)
-    for name, tensor in momentum.items():
-        if not name.endswith("k_proj.bias"):
-            buffer = baseline.optimiser.state[baseline.delta[name]]["momentum_buffer"]
-            assert distance(buffer, tensor) < 2e-5, name
+    momenta = {name: baseline.optimiser.state[p]["momentum_buffer"] for name, p in baseline.delta.items()}
+    assert_golden_update(updates, adapter_parameters(baseline), baseline.multipliers, momenta)
 
 
 def test_the_baselines_gates_stay_within_their_limits() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
 
 import adapt
 import episodes
@@ -20,9 +19,7 @@ import processes
 import scaling
 import size
 from measure import Peak, in_own_process
-from smat_peft import SMATConfig
-from smat_peft.assets import DEMO_BACKBONE
-from smat_peft.few_shot import load_backbone
+from tests.small_models import save_demo_adapter
 from workloads import copy_state_, make_baseline, make_episodes, make_trainer, vit_shapes
 
 QUICK = ["--threads", "1", "--device", "cpu", "--rounds", "1"]
@@ -157,11 +154,7 @@ def test_sizes_are_of_whole_files_and_merging_is_timed(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(size, "EPISODES", 8)
-    adapter = get_peft_model(load_backbone(DEMO_BACKBONE), SMATConfig(num_experts=2, init_weights=False))
-    for name, parameter in adapter.named_parameters():
-        if ".smat_delta." in name:
-            parameter.data.mul_(0.1)  # as small as training leaves it
-    adapter.save_pretrained(tmp_path / "mine", save_embedding_layers=False)
+    save_demo_adapter(tmp_path / "mine")
     small = ["--model", "demo-vit", "--layers", "1", "--experts", "4", "--no-torch_compile"]
     rows = run(size.main, [*TIMED, *small, "--adapter", str(tmp_path / "mine")])
     by_name = {row["name"]: row for row in rows}
@@ -178,7 +171,7 @@ def test_loading_is_measured_on_images_that_the_benchmark_draws(run: Run) -> Non
     assert row["unit"] == "episodes/s"
 
 
-def test_scaling_ends_with_a_picture(run: Run, tmp_path: Path) -> None:
+def test_scaling_ends_with_a_picture(tmp_path: Path) -> None:
     points = ["--over_params", "1e4", "5e4", "--over_layers", "1", "2", "--over_experts", "2", "4", "--over_shots"]
     arguments = [*TIMED, *MODEL, *points, "1", "9", "--params", "1e4", "--no-torch_compile"]
     picture = tmp_path / "pictures" / "scaling.png"

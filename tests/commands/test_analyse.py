@@ -4,30 +4,14 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
-from smat_peft import SMATConfig, pack_adapter
 from smat_peft.commands.analyse import PICTURES, main
 from smat_peft.commands.meta_tune import main as meta_tune
 from smat_peft.errors import CheckpointError
 from smat_peft.evaluation.predictors import ModelPredictor
 from smat_peft.few_shot.loading import load_adapter, load_backbone
 from smat_peft.meta_tuning.learned import load_learned
-
-
-@pytest.fixture(scope="module")
-def adapters(world, tmp_path_factory):
-    """Adapters that were changed from their beginning: two experts, one expert, LoRA."""
-    folder = tmp_path_factory.mktemp("adapters")
-    torch.manual_seed(0)
-    for name, config in (
-        ("two", SMATConfig(num_experts=2, init_weights=False)),
-        ("one", SMATConfig(num_experts=1, init_weights=False)),
-        ("lora", LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)),
-    ):
-        get_peft_model(load_backbone(world / "vit"), config).save_pretrained(folder / name)
-    pack_adapter(load_adapter(load_backbone(world / "vit"), folder / "two"), folder / "packed")
-    return folder
+from tests.commands.small_run import words
 
 
 @pytest.fixture
@@ -36,8 +20,8 @@ def analyse(world, tmp_path, capsys):
     domains = ["--id_domains", f"folder:{world}/train/*", "--dev_ood_domains", f"folder:{world}/other"]
     small = ["--episodes", "2", "--gradient_episodes", "2", "--shots", "1", "--queries", "1"]
 
-    def command(*words, status=0):
-        assert main([*map(str, words), *domains, *small, "--output_dir", str(tmp_path / "out")]) == status
+    def command(*given, status=0):
+        assert main([*map(str, given), *domains, *small, "--output_dir", str(tmp_path / "out")]) == status
         captured = capsys.readouterr()
         return captured.out if status == 0 else captured.err
 
@@ -68,10 +52,8 @@ def test_a_single_expert_has_no_selection_and_no_overlap(analyse, adapters, tmp_
 def run(world, tmp_path_factory):
     """A run of two updates of two tasks, which kept both checkpoints."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    words = ["--model_name_or_path", f"{world}/vit", "--train_domains", f"folder:{world}/train/*", "--num_experts", "2"]
-    words += ["--max_steps", "2", "--checkpointing_steps", "1", "--save_total_limit", "0", "--episodes_per_step", "2"]
-    words += ["--evaluation_episodes", "0", "--validation_episodes", "0", "--delta_lr", "0.1"]
-    assert meta_tune([*words, "--output_dir", str(folder)]) == 0
+    every = {"max_steps": 2, "checkpointing_steps": 1, "save_total_limit": 0}
+    assert meta_tune(words(world, folder, **every, evaluation_episodes=0, validation_episodes=0)) == 0
     return folder
 
 
@@ -116,7 +98,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(adapters, world, run):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("given", "message"),
     [
         ((), "nothing to draw: name an ADAPTER, --runs or --sweep"),
         (("{adapters}/lora",), "is no SMAT adapter"),
@@ -130,8 +112,8 @@ def test_a_checkpoint_of_another_adapter_is_refused(adapters, world, run):
         (("{adapters}/two", "--ways", "1"), "--ways must be at least 2"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(analyse, adapters, world, words, message):
-    assert message in analyse(*(word.format(adapters=adapters, world=world) for word in words), status=2)
+def test_what_cannot_be_drawn_is_said(analyse, adapters, world, given, message):
+    assert message in analyse(*(word.format(adapters=adapters, world=world) for word in given), status=2)
 
 
 def test_nothing_is_drawn_where_domains_are_missing(adapters, world, tmp_path, capsys):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from smat_peft import requirements
 from smat_peft.commands.env import main
 from smat_peft.version import __version__
+from tests.processes import python
 
 
 def test_it_prints_what_a_report_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,29 +27,29 @@ def test_it_prints_what_a_report_needs(capsys: pytest.CaptureFixture[str], monke
 
 
 def test_it_runs_as_a_module_and_names_the_other_commands() -> None:
-    ended = subprocess.run([sys.executable, "-m", "smat_peft", "--help"], capture_output=True, text=True, check=True)
+    ended = python("-m", "smat_peft", "--help")
+    assert ended.returncode == 0, ended.stderr
     for name in ("classify", "evaluate", "analyse", "meta_tune"):
         assert f".{name}" in ended.stdout
 
 
 @pytest.mark.parametrize(
-    ("version", "phrase"),
-    [("0.20.0", "peft>=0.21 is needed, 0.20.0 is installed"), (None, "peft>=0.21 is needed, none is installed")],
+    ("version", "told"),
+    [
+        ("0.20.0", ["peft>=0.21 is needed, 0.20.0 is installed"]),
+        (None, ["peft>=0.21 is needed, none is installed"]),
+        ("0.21.0", []),
+        ("0.22.0.dev0", []),
+        ("1.0", []),
+    ],
 )
-def test_a_package_that_is_too_old_or_missing_is_named(
-    monkeypatch: pytest.MonkeyPatch, version: str | None, phrase: str
+def test_a_package_that_is_too_old_or_missing_is_named_and_newer_and_development_versions_will_do(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, told: list[str]
 ) -> None:
     assert requirements.unmet() == []
     own = requirements.installed
     monkeypatch.setattr(requirements, "installed", lambda name: version if name == "peft" else own(name))
-    assert requirements.unmet() == [phrase]
-
-
-@pytest.mark.parametrize("version", ["0.21.0", "0.22.0.dev0", "1.0"])
-def test_newer_ones_and_development_versions_will_do(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    own = requirements.installed
-    monkeypatch.setattr(requirements, "installed", lambda name: version if name == "peft" else own(name))
-    assert requirements.unmet() == []
+    assert requirements.unmet() == told
 
 
 def test_it_is_the_first_thing_that_importing_the_package_says(tmp_path: Path) -> None:
@@ -58,12 +57,7 @@ def test_it_is_the_first_thing_that_importing_the_package_says(tmp_path: Path) -
     old.mkdir()
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.20.0\n")
     (tmp_path / "peft.py").write_text("raise RuntimeError('this one is too old to be imported')\n")
-    ended = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import smat_peft"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = python("-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import smat_peft")
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
         "ImportError: peft>=0.21 is needed, 0.20.0 is installed. Mend it with: pip install --upgrade smat_peft"

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from PIL import Image
 
 from smat_peft import SMATConfig
@@ -16,22 +14,11 @@ from smat_peft.commands import evaluate_inputs
 from smat_peft.commands.evaluate import main
 from smat_peft.evaluation import read_records
 from smat_peft.few_shot import load_backbone
-
-
-@pytest.fixture(scope="module")
-def adapters(world, tmp_path_factory):
-    """A SMAT adapter and one of LoRA, both saying which backbone they are for."""
-    folder = tmp_path_factory.mktemp("adapters")
-    torch.manual_seed(0)
-    smat = SMATConfig(num_experts=2, init_weights=False)
-    lora = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    for name, config in (("mine", smat), ("lora", lora)):
-        get_peft_model(load_backbone(world / "vit"), config).save_pretrained(folder / name)
-    return folder
+from tests.processes import python
 
 
 @pytest.fixture
-def run(world, tmp_path, capsys):
+def run(tmp_path, capsys):
     """A function that runs the command on small episodes and says what it printed."""
 
     def command(*words, status=0, output=tmp_path / "out"):
@@ -49,7 +36,7 @@ def domains(world):
 
 
 def test_an_adapter_is_measured_with_its_own_backbone(run, adapters, domains, tmp_path):
-    printed = run(adapters / "mine", *domains)
+    printed = run(adapters / "two", *domains)
     assert "green" in printed
     assert "another domain's experts" in printed
     assert "backbone: log loss" in printed
@@ -73,9 +60,9 @@ def test_an_adapter_is_measured_with_its_own_backbone(run, adapters, domains, tm
 
 def test_the_backbone_alone_and_an_adapter_of_another_method(run, world, adapters, domains, tmp_path):
     assert "difference" not in run("--model_name_or_path", world / "vit", *domains)
-    printed = run(adapters / "lora", adapters / "mine", *domains, output=tmp_path / "both")
+    printed = run(adapters / "lora", adapters / "two", *domains, output=tmp_path / "both")
     assert {record.predictor for record in read_records(tmp_path / "both" / "records").records} == {
-        *("backbone", "lora", "mine"),
+        *("backbone", "lora", "two"),
     }
     assert "expert 1" not in printed
 
@@ -111,8 +98,8 @@ def test_the_packaged_backbone_has_the_built_in_domains(words, roles):
 
 def test_fine_tuning_says_how_its_rate_was_chosen(run, world, adapters, tmp_path):
     domain = ["--id_domains", f"folder:{world}/train/green"]
-    run(adapters / "mine", *domain)
-    printed = run(adapters / "mine", *domain, "--adaptation", "prototype", "lora", "--steps", "1")
+    run(adapters / "two", *domain)
+    printed = run(adapters / "two", *domain, "--adaptation", "prototype", "lora", "--steps", "1")
     assert "LoRA on each support, 1 steps, learning rate chosen on validation episodes." in printed
     records = read_records(tmp_path / "out" / "records").records
     assert {(record.predictor, record.adaptation) for record in records if record.adaptation == "lora"} == {
@@ -121,17 +108,17 @@ def test_fine_tuning_says_how_its_rate_was_chosen(run, world, adapters, tmp_path
 
 
 def test_a_second_run_measures_nothing_again_and_one_of_other_settings_is_refused(run, adapters, domains, monkeypatch):
-    first = run(adapters / "mine", *domains)
+    first = run(adapters / "two", *domains)
     monkeypatch.setattr("smat_peft.evaluation.measuring.Measurement.__call__", None)
-    assert run(adapters / "mine", *domains) == first
-    assert "was made with other settings (seed 0, now 1)" in run(adapters / "mine", *domains, "--seed", 1, status=2)
+    assert run(adapters / "two", *domains) == first
+    assert "was made with other settings (seed 0, now 1)" in run(adapters / "two", *domains, "--seed", 1, status=2)
 
 
 def test_the_episodes_of_a_manifest_give_the_same_table(run, adapters, domains, tmp_path):
     manifest = tmp_path / "episodes.jsonl"
-    first = run(adapters / "mine", *domains, "--manifest_out", manifest)
+    first = run(adapters / "two", *domains, "--manifest_out", manifest)
     assert len(manifest.read_text().splitlines()) == 9
-    again = run(adapters / "mine", *domains, "--manifest", manifest, output=tmp_path / "again")
+    again = run(adapters / "two", *domains, "--manifest", manifest, output=tmp_path / "again")
     assert again.replace("again", "out") == first
 
 
@@ -171,7 +158,7 @@ def test_a_domain_may_have_a_shape_of_its_own(run, world, tmp_path):
 def test_adapters_of_different_backbones_are_not_compared(run, adapters, domains, make_vit, tmp_path):
     make_vit().save_pretrained(tmp_path / "other-vit")
     get_peft_model(load_backbone(tmp_path / "other-vit"), SMATConfig()).save_pretrained(tmp_path / "other")
-    message = run(adapters / "mine", tmp_path / "other", *domains, status=2)
+    message = run(adapters / "two", tmp_path / "other", *domains, status=2)
     assert "different backbones" in message
 
 
@@ -197,13 +184,12 @@ assert evaluate is function and callable(evaluate)
 from smat_peft.evaluation import evaluate
 assert evaluate is function
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    ended = python("-c", program)
     assert ended.returncode == 0, ended.stderr
 
 
 def test_the_module_is_a_command():
-    command = [sys.executable, "-m", "smat_peft.evaluate", "--episodes", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = python("-m", "smat_peft.evaluate", "--episodes", 0)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "error: --episodes must be at least 1, got 0\n"
 
@@ -217,7 +203,7 @@ def test_what_training_shares_with_new_domains_is_said(world, domains, tmp_path,
 def test_no_adapter_is_lost_for_the_name_of_its_folder(world, adapters, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("SMAT", "backbone"):
-        shutil.copytree(adapters / "mine", tmp_path / name)
+        shutil.copytree(adapters / "two", tmp_path / name)
     paths = ["SMAT", "backbone", str(adapters / "lora")]
     models = evaluate_inputs.load_models(str(world / "vit"), paths, torch.device("cpu"))
     assert list(models) == ["backbone", "./SMAT", "./backbone", str(adapters / "lora")]

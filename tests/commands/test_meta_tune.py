@@ -1,20 +1,17 @@
 """`meta_tune`: what it leaves behind, how it goes on after an interruption, and how it runs under a launcher."""
 
 import json
+import math
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
-import h5py
 import numpy as np
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -27,65 +24,24 @@ from smat_peft.episodes import folders
 from smat_peft.episodes.image_files import read_image
 from smat_peft.meta_tuning.lock import output_lock
 from smat_peft.meta_tuning.trainer import MetaTrainer
-from tests.faults.small_run import in_another_run
+from tests.commands.small_run import ADAPTER, IMAGES, TINY, metrics, words
+from tests.episodes.h5_source import specification, write_source
+from tests.faults.small_run import distance
+from tests.processes import TORCHRUN, in_another_run, python
 
-ROOT = Path(__file__).parents[2]
-ADAPTER = "adapter_model.safetensors"
 TERMS = ["query_ce", "query_kd", "router_z", "sparsity", "lagrangian"]
-TINY = {
-    "max_steps": 4,
-    "episodes_per_step": 2,
-    "num_experts": 2,
-    "target_sparsity": 0.5,
-    "delta_lr": 0.1,
-    "gate_lr": 100.0,
-    "warmup_steps": 1,
-    "max_ways": 5,
-    "max_support": 10,
-    "queries": 2,
-    "logging_steps": 1,
-    "validation_steps": 2,
-    "validation_episodes": 1,
-    "checkpointing_steps": 2,
-    "evaluation_episodes": 3,
-    "evaluation_ways": 5,
-    "evaluation_shots": 1,
-    "threads": 1,
-}
 
 
-def words(world: Path, output: Path, **changes: Any) -> list[str]:
-    settings = {"model_name_or_path": world / "vit", "train_domains": f"folder:{world}/train/*", "output_dir": output}
-    settings |= TINY | {"ood_domains": f"folder:{world}/other"} | changes
-    return [f"--{name}={value}" for name, value in settings.items() if value is not None]
-
-
-def launch(command: list[str], folder: Path) -> str:
-    """Runs Python in an empty folder; returns what it printed."""
+def printed_by(launcher: tuple[object, ...], arguments: list[str], folder: Path) -> str:
+    """What the command prints, launched from an empty folder."""
     folder.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    ended = python(*launcher, "-m", "smat_peft.meta_tune", *arguments, folder=folder)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 
-def distance(ours: Path, theirs: Path) -> float:
-    """||a - b|| / ||b|| of two adapters, over all tensors together: a key's bias has no gradient but rounding."""
-    one, other = load_file(ours / ADAPTER), load_file(theirs / ADAPTER)
-    assert one.keys() == other.keys()
-    a, b = (torch.cat([tensors[name].double().flatten() for name in one]) for tensors in (one, other))
-    return float((a - b).norm() / b.norm())
-
-
-def metrics(output: Path) -> dict[str, Any]:
-    """The figures of a run, without times and without what tells a resumed run from another."""
-    figures = json.loads((output / "metrics.json").read_text())
-    figures.pop("training_seconds")
-    for name in ("output_dir", "resume_from_checkpoint"):
-        figures["settings"].pop(name)
-    return figures
+def distance_of_adapters(ours: Path, theirs: Path) -> float:
+    return distance(*(load_file(folder / ADAPTER) for folder in (ours, theirs)))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +90,7 @@ def test_the_figures_written_are_the_figures_printed_and_those_of_the_card(train
     }
 
 
-def test_the_settings_on_the_card_are_a_recipe_for_the_same_run(trained, world, tmp_path, monkeypatch, capsys):
+def test_the_settings_on_the_card_are_a_recipe_for_the_same_run(trained, tmp_path, monkeypatch, capsys):
     output, _ = trained
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((output / "README.md").read_text().split("```yaml\n")[1].split("```")[0])
@@ -154,19 +110,11 @@ def test_domains_of_every_kind_can_be_mixed(world, tmp_path, capsys):
     )
     table.save_to_disk(tmp_path / "saved")
     table.to_parquet(tmp_path / "columns.parquet")
-    classes = [[np.asarray(read_image(path)) for path in paths[start : start + 4]] for start in range(0, 64, 4)]
-    (tmp_path / "source").mkdir()
-    for number, pixels in enumerate(classes):
-        with h5py.File(tmp_path / "source" / f"{number}.h5", "w") as file:
-            for image, values in enumerate(pixels):
-                file[f"{image}/image"] = values
-    specification = {
-        "classes_per_split": {"TRAIN": 6, "VALID": 5, "TEST": 5},
-        "images_per_class": {f"{number}": 4 for number in range(16)},
-        "class_names": {f"{number}": f"letter {number}" for number in range(16)},
-        "file_pattern": "{}.tfrecords",
-    }
-    (tmp_path / "source" / "dataset_spec.json").write_text(json.dumps(specification))
+
+    def draw(number: int, image: int) -> np.ndarray:
+        return np.asarray(read_image(paths[IMAGES * number + image]))
+
+    write_source(tmp_path / "source", specification((6, 5, 5), IMAGES, "letter"), IMAGES, draw)
     specs = [f"disk:{tmp_path}/saved?label=kind", f"parquet:{tmp_path}/columns.parquet?label=kind"]
     specs += [f"h5:{tmp_path}/source", f"folder:{world}/train/red"]
     shares = ["saved=1", "columns=1", "source=2", "red=0.5"]
@@ -295,7 +243,7 @@ def test_training_episodes_are_replayed_as_of_a_checkpoint(trained, world, tmp_p
     titles, _, *rows = capsys.readouterr().out.splitlines()
     assert titles.split() == ["episode", "domain", "ways", "support", "query", *TERMS, "gradient", "norm"]
     assert [row.split()[0] for row in rows] == ["2", "7"]
-    assert all(float(number) == pytest.approx(float(number)) for row in rows for number in row.split()[2:])
+    assert all(math.isfinite(float(number)) for row in rows for number in row.split()[2:])
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
     assert main([*resumed, "--replay_episodes", "-1"]) == 2
     assert "--replay_episodes are numbers of episodes from 0 on, got -1" in capsys.readouterr().err
@@ -416,24 +364,23 @@ def test_tensorboard_gets_the_figures(world, tmp_path):
 def test_half_precision_runs_on_a_cpu(trained, world, tmp_path, capsys):
     assert main(words(world, tmp_path / "run", mixed_precision="bf16")) == 0
     assert "precision bf16" in capsys.readouterr().out
-    assert 0 < distance(tmp_path / "run", trained[0]) < 1
+    assert 0 < distance_of_adapters(tmp_path / "run", trained[0]) < 1
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / ADAPTER).values())
 
 
 def test_accelerate_launches_it_from_an_empty_folder(world, tmp_path):
-    command = ["-m", "accelerate.commands.launch", "--num_processes", "1", "-m", "smat_peft.meta_tune"]
-    printed = launch([*command, *words(world, Path("run"), max_steps=1)], tmp_path / "empty")
+    accelerate = ("-m", "accelerate.commands.launch", "--num_processes", 1)
+    printed = printed_by(accelerate, words(world, Path("run"), max_steps=1), tmp_path / "empty")
     assert "on 1 x cpu" in printed
     assert printed.rstrip().endswith("Everything is in run")
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["run"]
 
 
 def test_two_processes_learn_what_one_does(trained, world, tmp_path):
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "smat_peft.meta_tune"]
-    printed = launch([*command, *words(world, Path("run"))], tmp_path / "empty")
+    printed = printed_by((*TORCHRUN, 2), words(world, Path("run")), tmp_path / "empty")
     assert "on 2 x cpu" in printed
     assert printed.count("Everything is in run") == 1
     together, alone = tmp_path / "empty" / "run", trained[0]
-    assert distance(together, alone) < 1e-4
+    assert distance_of_adapters(together, alone) < 1e-4
     steps = [[record["step"] for record in metrics(output)["log"]] for output in (together, alone)]
     assert steps[0] == steps[1]

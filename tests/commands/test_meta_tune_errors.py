@@ -8,19 +8,11 @@ import pytest
 from accelerate import Accelerator
 
 from smat_peft.commands.meta_tune import main
-from smat_peft.meta_tuning.trainer import MetaTrainer
-
-TRAIN = MetaTrainer.train
 
 
 @pytest.fixture
-def run(world, tmp_path, monkeypatch):
-    """A function that calls the command with further arguments; training would be an error of the test."""
-
-    def train(_: Any) -> None:
-        raise AssertionError("it began to train")
-
-    monkeypatch.setattr(MetaTrainer, "train", train)
+def run(world, tmp_path):
+    """A function that calls the command with further arguments."""
     usual = ["--model_name_or_path", world / "vit", "--train_domains", f"folder:{world}/train/*"]
     usual += ["--output_dir", tmp_path / "run", "--threads", 1, "--num_experts", 2]
 
@@ -34,8 +26,8 @@ def run(world, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def failure(run, world, tmp_path, capsys):
-    """A function that calls the command and returns its one error; nothing may have been written."""
+def failure(run, untrained, world, tmp_path, capsys):
+    """A function that calls the command and returns its one error; nothing may have been trained or written."""
 
     def call(*arguments: Any, recipe: Path | None = None) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -198,20 +190,22 @@ def test_a_folder_that_holds_something_is_not_overwritten(failure, tmp_path, nam
     assert "holds another run" in line or f"{name} would be overwritten" in line
 
 
-def test_a_checkpoint_of_another_method_is_one_error(failure, world, tmp_path, monkeypatch):
+@pytest.fixture
+def trained(run, tmp_path):
+    """The words that go on with a run of the method `smat` with two experts."""
     settings = ["--max_steps", 2, "--episodes_per_step", 1, "--max_ways", 5, "--max_support", 5]
     settings += ["--validation_episodes", 0, "--evaluation_episodes", 0]
     folder = tmp_path / "other"
-    with monkeypatch.context() as patch:
-        patch.setattr(MetaTrainer, "train", TRAIN)
-        usual = ["--model_name_or_path", world / "vit", "--train_domains", f"folder:{world}/train/*", "--threads", 1]
-        assert main([str(word) for word in [*usual, "--num_experts", 2, "--output_dir", folder, *settings]]) == 0
-    resume = ["--output_dir", folder, "--resume_from_checkpoint", "latest", *settings]
+    assert run("--output_dir", folder, *settings) == 0
+    return ["--output_dir", folder, "--resume_from_checkpoint", "latest", *settings]
+
+
+def test_a_checkpoint_of_another_method_is_one_error(trained, failure):
     assert "is of another run: adapter: default.num_experts was 2, is 1" in failure(
-        *resume, "--method", "dense-teachers"
+        *trained, "--method", "dense-teachers"
     )
-    assert "is of another run: adapter: default.num_experts was 2, is 3" in failure(*resume, "--num_experts", 3)
-    assert "is of another model or adapter" in failure(*resume, "--num_experts", 3, "--resume_anyway")
+    assert "is of another run: adapter: default.num_experts was 2, is 3" in failure(*trained, "--num_experts", 3)
+    assert "is of another model or adapter" in failure(*trained, "--num_experts", 3, "--resume_anyway")
 
 
 def test_half_precision_where_there_is_none_is_one_error(failure, monkeypatch):

@@ -12,7 +12,7 @@ from smat_peft.commands.meta_tune import main, parse
 from smat_peft.commands.methods import METHODS
 from smat_peft.few_shot.loading import load_model
 from smat_peft.tuner.adapters import has_experts, sparsity
-from tests.commands.test_meta_tune import ADAPTER, metrics, words
+from tests.commands.small_run import ADAPTER, metrics, words
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,14 @@ def test_hand_designed_patterns_open_as_much_as_they_were_told_to(run, world):
         assert opened / size == pytest.approx(0.3, abs=0.04), method
 
 
-def test_what_the_method_sets_the_command_line_can_set_otherwise(world, tmp_path):
+def test_what_the_method_sets_the_command_line_can_set_otherwise(world):
     dense = ["--method", "dense", "--train_domains", f"folder:{world}/train/*"]
     assert parse(dense)[0].distillation_weight == 0
     assert parse([*dense, "--distillation_weight", "0.5"])[0].distillation_weight == 0.5
     assert parse(["--train_domains", "x"])[0].distillation_weight == 0.25
 
 
-def test_wise_ft_and_pruning_change_an_adapter_that_is_there_already(run, world, tmp_path, capsys):
+def test_wise_ft_and_pruning_change_an_adapter_that_is_there_already(run, world, tmp_path):
     trained = load_file(run("dense") / ADAPTER)
     common: dict[str, Any] = {"adapter_name_or_path": run("dense"), "max_steps": 0, "ood_domains": None}
     common |= {"dev_ood_domains": f"folder:{world}/other", "evaluation_episodes": 0, "target_sparsity": 0.7}

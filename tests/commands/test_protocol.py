@@ -11,8 +11,7 @@ from smat_peft.commands.arguments import DataArguments
 from smat_peft.commands.protocol import load_protocol
 from smat_peft.errors import DataError
 from smat_peft.evaluation.protocol import EvaluationDomain
-
-IMAGES = 4  # of a class in the world of the tests
+from tests.commands.small_run import IMAGES
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """`meta_tune --push_to_hub --save_merged`: from a run to a repository, and from there to the same predictions."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,8 @@ from smat_peft.commands.class_folders import read_examples
 from smat_peft.commands.classify import main as classify
 from smat_peft.commands.meta_tune import main
 from smat_peft.few_shot import FewShotClassifier
-from smat_peft.meta_tuning.trainer import MetaTrainer
-from tests.commands.test_meta_tune import ROOT, words
+from tests.commands.small_run import words
+from tests.processes import python
 from tests.sharing.hub_server import READER, WRITER, Hub
 
 # The client's own, where it uploads a large file without Xet.
@@ -54,10 +51,13 @@ TRANSFORMERS_ALONE = {
 
 
 def in_a_fresh_process(hub: Hub, tmp_path: Path, script: dict[str, str], support: Path, name: str) -> torch.Tensor:
-    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "fresh"), "HF_HUB_OFFLINE": "0"}
-    environment = os.environ | variables | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", FRESH_PROCESS.format(**script), str(support), name, WRITER]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    variables = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "fresh"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    ended = python("-c", FRESH_PROCESS.format(**script), support, name, WRITER, **variables)
     assert ended.returncode == 0, ended.stderr
     return torch.tensor(json.loads(ended.stdout))
 
@@ -153,14 +153,6 @@ def test_the_demo_s_card_and_evaluation_results_are_valid(hub: Hub, world: Path,
         "digits",
         round(accuracy["mean"], 4),
     )
-
-
-@pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(_: Any) -> None:
-        raise AssertionError("it began to train")
-
-    monkeypatch.setattr(MetaTrainer, "train", train)
 
 
 @pytest.mark.parametrize(

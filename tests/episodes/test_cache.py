@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from smat_peft.episodes.cache import MEBIBYTE, ImageCache
 from smat_peft.episodes.domain import EVERY_AUGMENTATION, Domain, Split
 from smat_peft.episodes.domains import load_domain
-from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError
+from tests.episodes.loading import forks, loaded, same
+from tests.episodes.open_files import no_file_stays_open
 
-TENSORS = ("support", "support_labels", "query", "query_labels")
 WHOLE = frozenset({"crop"})  # an image is then kept as large as it is
 
 
@@ -35,12 +34,12 @@ class CountedImages(Sequence[Image.Image]):
         return Image.new("RGB", (self.side, self.side), (self.reads % 256, number, 0))
 
 
-def photographs(folder: Path, classes: int = 6, images: int = 6) -> Domain:
+def photographs(folder: Path) -> Domain:
     """A folder of JPEG and PNG files of noise, of different sizes."""
     random = np.random.RandomState(0)
-    for class_number in range(classes):
+    for class_number in range(6):
         (folder / f"class{class_number}").mkdir(parents=True)
-        for number in range(images):
+        for number in range(6):
             pixels = random.randint(0, 256, (20 + number, 30 - class_number, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"class{class_number}" / f"{number}.{('jpg', 'png')[number % 2]}")
     return load_domain(f"folder:{folder}")
@@ -49,10 +48,6 @@ def photographs(folder: Path, classes: int = 6, images: int = 6) -> Domain:
 def make_sampler(domain: Domain, cache: ImageCache | None, *, augment: bool = True, split: Split = "all") -> Any:
     transform = ImageTransform((16, 16), resize=18)
     return EpisodeSampler([domain], split, 5, 2, 2, transform=transform, augment=augment, cache=cache)
-
-
-def same(one: Episode, other: Episode) -> bool:
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS)
 
 
 @pytest.mark.parametrize("mebibytes", [0, 1])
@@ -113,20 +108,7 @@ def test_a_cache_goes_to_another_process_empty_and_with_its_bound() -> None:
     assert cache.used > 0
 
 
-def loaded(sampler: EpisodeSampler, numbers: Sequence[int], workers: int) -> list[Episode]:
-    """Episodes as a DataLoader makes them."""
-    return list(
-        DataLoader(
-            sampler,  # type: ignore[arg-type]
-            sampler=numbers,
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,
-        )
-    )
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")  # a fresh process takes seconds
+@forks
 def test_two_loading_processes_give_the_same_episodes_in_the_same_order(tmp_path: Path) -> None:
     domain, numbers = photographs(tmp_path / "flowers"), [3, 1, 4, 1, 5, 9, 2, 6]
     alone, together = (loaded(make_sampler(domain, ImageCache(1)), numbers, workers) for workers in (0, 2))
@@ -134,7 +116,7 @@ def test_two_loading_processes_give_the_same_episodes_in_the_same_order(tmp_path
     assert all(map(same, alone, together))
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+@forks
 def test_a_loading_process_has_a_cache_of_its_own() -> None:
     images = CountedImages(4)
     domain = Domain("counted", dict.fromkeys("abcde", images))  # 4 images, all in every episode
@@ -160,18 +142,13 @@ class LazilyOpened(CountedImages):
         return Image.open(self.path)
 
 
-def lowest_free_descriptor(folder: Path) -> int:
-    with (folder / "probe").open("w") as file:
-        return file.fileno()
-
-
 def test_open_files_do_not_grow_with_images_drawn(tmp_path: Path) -> None:
     sampler, cache = make_sampler(photographs(tmp_path / "flowers"), ImageCache(1)), ImageCache(1)
     path = next((tmp_path / "flowers").glob("*/*.png"))
-    free = lowest_free_descriptor(tmp_path)
-    kept = [sampler[index] for index in range(10)]
-    prepared = [cache.prepare(LazilyOpened(path), number, ImageTransform((4, 4)), WHOLE) for number in range(5)]
-    assert (len(kept), len(prepared), lowest_free_descriptor(tmp_path)) == (10, 5, free)
+    with no_file_stays_open(tmp_path):
+        kept = [sampler[index] for index in range(10)]
+        prepared = [cache.prepare(LazilyOpened(path), number, ImageTransform((4, 4)), WHOLE) for number in range(5)]
+    assert (len(kept), len(prepared)) == (10, 5)
 
 
 def test_a_cache_of_less_than_nothing_is_refused() -> None:

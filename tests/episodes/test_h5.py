@@ -1,16 +1,11 @@
 import json
 import pickle
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-import torch
-from torch.utils.data import DataLoader
 
 from smat_peft.episodes.domains import load_domain
 from smat_peft.episodes.h5 import MAX_OPEN_FILES, H5Images
@@ -19,28 +14,17 @@ from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.meta_dataset import read_specification
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import ConfigurationError, DataError
+from tests.episodes.h5_source import specification, write_source
+from tests.episodes.loading import forks, loaded, same
+from tests.processes import python
 
 TRANSFORM = ImageTransform((4, 4))
-
-
-def plain(counts: Sequence[int] = (5, 2, 3), images: int = 6) -> dict[str, Any]:
-    """A specification as Meta-Dataset writes it."""
-    classes = range(sum(counts))
-    return {
-        "name": "birds",
-        "classes_per_split": dict(zip(("TRAIN", "VALID", "TEST"), counts, strict=True)),
-        "images_per_class": {f"{number}": images for number in reversed(classes)},
-        "class_names": {f"{number}": f"bird {number}" for number in classes},
-        "path": "/somewhere/else",
-        "file_pattern": "{}.tfrecords",
-        "__class__": "DatasetSpecification",
-    }
 
 
 def bilevel() -> dict[str, Any]:
     """Five groups of 6, 3 | 5, 7 | 5 classes."""
     sizes = {"0": 6, "1": 3, "2": 5, "3": 7, "4": 5}
-    content = plain((9, 12, 5))
+    content = specification((9, 12, 5))
     del content["classes_per_split"]
     return content | {"superclasses_per_split": {"TRAIN": 2, "VALID": 2, "TEST": 1}, "classes_per_superclass": sizes}
 
@@ -72,18 +56,13 @@ def hierarchical() -> dict[str, Any]:
     }
 
 
-def make_source(folder: Path, content: dict[str, Any] | None = None, images: int = 6, **changes: Any) -> Path:
+def make_source(folder: Path, content: dict[str, Any] | None = None, images: int = 6) -> Path:
     """A source whose image `j` of class `c` is full of (c, j, 0)."""
-    content = (content or plain(images=images)) | changes
-    folder.mkdir(parents=True)
-    (folder / "dataset_spec.json").write_text(json.dumps(content))
-    for number in range(len(content["class_names"])):
-        with h5py.File(folder / f"{number}.h5", "w") as file:
-            for image in range(images):
-                pixels = np.zeros((5, 4, 3), dtype=np.uint8) + np.array([number, image, 0], dtype=np.uint8)
-                file.create_dataset(f"{image}/image", data=pixels)
-                file.create_dataset(f"{image}/label", data=number)
-    return folder
+
+    def draw(number: int, image: int) -> np.ndarray:
+        return np.full((5, 4, 3), (number, image, 0), dtype=np.uint8)
+
+    return write_source(folder, content or specification(), images, draw)
 
 
 def test_a_source_is_a_domain_with_its_own_names_and_splits(tmp_path: Path) -> None:
@@ -117,12 +96,12 @@ def test_omniglots_alphabets_are_a_hierarchy_by_split(tmp_path: Path) -> None:
 
 
 def test_imagenets_graph_is_a_hierarchy_of_the_classes_under_each_node(tmp_path: Path) -> None:
-    specification = read_specification(make_source(tmp_path / "net", hierarchical()))
-    assert specification.names == ["f", "c", "a", "b", "e", "d", "g", "h"]
-    assert specification.sizes == [7, 4, 2, 3, 6, 5, 8, 9]
-    assert specification.splits == {"train": range(6), "validation": range(6, 6), "test": range(6, 8)}
+    found = read_specification(make_source(tmp_path / "net", hierarchical()))
+    assert found.names == ["f", "c", "a", "b", "e", "d", "g", "h"]
+    assert found.sizes == [7, 4, 2, 3, 6, 5, 8, 9]
+    assert found.splits == {"train": range(6), "validation": range(6, 6), "test": range(6, 8)}
     # By their sum top, 0+1+2+3+4+5, comes with inner, 1+2+3+4+5, and then by their numbers.
-    assert specification.hierarchies == {"train": Ontology([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]])}
+    assert found.hierarchies == {"train": Ontology([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]])}
 
 
 def test_nodes_are_sorted_by_the_sum_of_their_classes_and_those_too_small_or_large_are_left_out(tmp_path: Path) -> None:
@@ -152,28 +131,22 @@ def test_nodes_are_sorted_by_the_sum_of_their_classes_and_those_too_small_or_lar
 
 def test_open_files_are_bounded_however_many_classes_are_drawn(tmp_path: Path) -> None:
     classes = MAX_OPEN_FILES + 40
-    domain = load_domain(f"h5:{make_source(tmp_path / 'birds', plain((classes, 0, 0), 2), images=2)}")
+    domain = load_domain(f"h5:{make_source(tmp_path / 'birds', specification((classes, 0, 0), 2), images=2)}")
     for _ in range(2):
-        for name in domain.classes("all"):
-            assert domain.images("all", name)[1].getpixel((0, 0)) is not None
+        for number, name in enumerate(domain.classes("all")):
+            assert domain.images("all", name)[1].getpixel((0, 0)) == (number, 1, 0)
             assert 0 < h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) <= MAX_OPEN_FILES
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")  # a fresh process takes seconds
+@forks
 def test_loading_processes_give_the_episodes_that_one_process_gives(tmp_path: Path) -> None:
     domain = load_domain(f"h5:{make_source(tmp_path / 'birds')}")
     sampler = EpisodeSampler([domain], "train", 5, 2, 2, transform=TRANSFORM)
     alone = [sampler[index] for index in range(6)]  # leaves files open, which a forked process must not use
-    loader = DataLoader(
-        sampler,  # type: ignore[arg-type]
-        sampler=range(6),
-        batch_size=None,
-        num_workers=2,
-        multiprocessing_context="fork",
-    )
-    assert all(torch.equal(one.support, other.support) for one, other in zip(alone, loader, strict=True))
+    together = loaded(sampler, range(6), workers=2)
+    assert all(same(one, other) for one, other in zip(alone, together, strict=True))
     copy = pickle.loads(pickle.dumps(sampler))
-    assert torch.equal(copy[3].query, alone[3].query)
+    assert same(copy[3], alone[3])
 
 
 def test_a_pickled_specification_is_refused_with_the_way_to_the_json(tmp_path: Path) -> None:
@@ -206,7 +179,7 @@ def test_a_pickled_specification_is_refused_with_the_way_to_the_json(tmp_path: P
 )
 def test_a_specification_that_does_not_fit_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folder = make_source(tmp_path / "birds")
-    (folder / "dataset_spec.json").write_text(json.dumps(plain() | changes))
+    (folder / "dataset_spec.json").write_text(json.dumps(specification() | changes))
     with pytest.raises(DataError, match=rf"dataset_spec\.json is not a specification of Meta-Dataset.*{message}"):
         load_domain(f"h5:{folder}")
 
@@ -276,7 +249,8 @@ try:
 except ValueError as error:
     print(type(error).__name__, error)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ended = python("-c", program)
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(ConfigurationError.__name__)
     assert "pip install 'smat_peft[h5]'" in ended.stdout
 

@@ -12,15 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from smat_peft.episodes.domain import Domain, Split
 from smat_peft.episodes.draws import draw_classes, draw_shots
-from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeSampler, can_serve
 from smat_peft.errors import ConfigurationError, DataError
+from tests.episodes.loading import forks, loaded, same
 
 AUTHORS = json.loads((Path(__file__).parents[1] / "golden/authors/sampler.json").read_text())["episodes"]
 BYTES = ImageTransform(size=(4, 4), rescale=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -48,13 +47,6 @@ def make_domain(number: int = 0, classes: int = 40, images: int = 20, **settings
 def make_sampler(split: Split = "train", **settings: Any) -> EpisodeSampler:
     settings = {"domains": [make_domain(0), make_domain(1), make_domain(2)], "transform": BYTES, **settings}
     return EpisodeSampler(split=split, **settings)
-
-
-def same(one: Episode, other: Episode) -> bool:
-    tensors = ("support", "support_labels", "query", "query_labels")
-    return (one.domain, one.index) == (other.domain, other.index) and all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in tensors
-    )
 
 
 @pytest.mark.parametrize("expected", AUTHORS, ids=lambda episode: f"{episode['name']}-{episode['seed']}")
@@ -152,18 +144,13 @@ def test_only_training_images_are_augmented_unless_asked_and_as_the_domain_allow
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than there are cores
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")  # a fresh process takes seconds
+@forks
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_the_number_of_workers_changes_no_episode(workers: int) -> None:
     sampler = make_sampler(ways=5, shots=2, queries=2)
-    loader = DataLoader(
-        sampler,  # type: ignore[arg-type]
-        sampler=range(9),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-    )
-    assert all(same(loaded, sampler[index]) for index, loaded in enumerate(loader))
+    episodes = loaded(sampler, range(9), workers)
+    assert len(episodes) == 9
+    assert all(same(episode, sampler[index]) for index, episode in enumerate(episodes))
 
 
 def test_a_pickled_sampler_gives_the_same_episodes() -> None:

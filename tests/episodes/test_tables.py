@@ -8,16 +8,17 @@ import datasets
 import numpy as np
 import pyarrow
 import pytest
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 from pyarrow import parquet
 
 from smat_peft.episodes.domain import split_classes
-from smat_peft.episodes.domains import load_domain, load_domains
+from smat_peft.episodes.domains import load_domain
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import DataError
+from tests.episodes.loading import same
+from tests.episodes.open_files import no_file_stays_open
 
 NAMES = ["rose", "tulip", "daisy", "lily", "iris", "poppy"]
 COUNT = 3  # images of a class
@@ -218,25 +219,6 @@ def test_an_empty_data_set_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         load_domain("hub:flowers@dev")
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("disk:nowhere", "disk:nowhere: nowhere is not a folder"),
-        ("disk:.", r"disk:\. cannot be loaded"),
-        ("parquet:nowhere/*.parquet", r"parquet:nowhere/\*\.parquet: there is no such file"),
-        ("parquet:.", "there is no such file"),
-        ("disk:x?split=y", "unknown option 'split'.*augment, files, image, label, splits"),
-        ("zip:x", "is no specification of a domain.*hub:.*disk:PATH.*parquet:.*h5:"),
-    ],
-)
-def test_a_specification_that_is_wrong_says_what_would_be_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=message):
-        load_domains([spec])
-
-
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "flowers.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match=r"flowers\.parquet cannot be loaded"):
@@ -313,11 +295,8 @@ def test_reading_leaves_no_file_open_and_a_pickled_sampler_gives_the_same_episod
     domain = load_domain(saved(make_table(), tmp_path / "flowers"))
     sampler = EpisodeSampler([domain], "all", 5, 1, 1, transform=ImageTransform((4, 4)))
     sampler[0]
-    with (tmp_path / "before").open("w") as file:
-        free = file.fileno()
-    episodes = [sampler[index] for index in range(20)]
-    with (tmp_path / "after").open("w") as file:
-        assert file.fileno() == free
+    with no_file_stays_open(tmp_path):
+        episodes = [sampler[index] for index in range(20)]
     copy = pickle.loads(pickle.dumps(sampler))
-    assert torch.equal(copy[7].support, episodes[7].support)
+    assert same(copy[7], episodes[7])
     assert len(np.unique([episode.support[0, 0, 0, 0] for episode in episodes])) > 5

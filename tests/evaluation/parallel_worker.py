@@ -12,21 +12,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import ViTConfig, ViTModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from smat_peft import Episode, evaluate
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.evaluation import Evaluation, default_predictors
 from smat_peft.evaluation.processes import spread
-from tests.evaluation.small import TRANSFORM, make_domain, with_experts
+from tests.evaluation.small import TRANSFORM, make_domain, undecided, with_experts
+from tests.small_models import make_vit
 
 
 def run(accelerator: Accelerator | None, output_dir: Path | None) -> tuple[Evaluation, int]:
     """An evaluation over two domains, and how many episodes this process has seen."""
-    torch.manual_seed(0)
-    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    model = with_experts(ViTModel(ViTConfig(**settings, image_size=16, patch_size=8), add_pooling_layer=False).eval())
+    model = with_experts(make_vit())
     domains = [("id", make_domain("a"), "all"), ("test_ood", make_domain("b", seed=1), "all")]
     validation = FixedEpisodes([make_domain("v", seed=2)], "all", 3, transform=TRANSFORM)
     seen = 0
@@ -34,7 +32,7 @@ def run(accelerator: Accelerator | None, output_dir: Path | None) -> tuple[Evalu
     def count(episode: Episode) -> torch.Tensor:
         nonlocal seen
         seen += 1
-        return torch.zeros(len(episode.query), episode.ways)
+        return undecided(episode)
 
     evaluation = evaluate(
         {**default_predictors(model), "nothing": count},

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from peft import PeftModel, get_peft_model
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from smat_peft import SMATConfig
 from smat_peft.episodes.domain import Domain
+from smat_peft.episodes.episode import Episode
 from smat_peft.episodes.images import ImageTransform
 
 TRANSFORM = ImageTransform(size=(16, 16), resize=(16, 16))
@@ -19,6 +20,11 @@ def make_domain(name: str, classes: int = 8, images: int = 6, seed: int = 0) -> 
     patterns = random.integers(0, 256, (classes, 1, 4, 4, 3))
     pixels = np.clip(patterns + random.normal(0, 60, (classes, images, 4, 4, 3)), 0, 255).astype(np.uint8)
     return Domain(name, {f"class {c}": [Image.fromarray(i) for i in of_class] for c, of_class in enumerate(pixels)})
+
+
+def undecided(episode: Episode) -> Tensor:
+    """A predictor's logits that prefer no class."""
+    return torch.zeros(len(episode.query), episode.ways)
 
 
 def with_experts(backbone: nn.Module) -> PeftModel:

@@ -26,9 +26,9 @@ def records(accuracies, predictor="SMAT", seeds=(0, 1, 2)):
     ]
 
 
-def drawn(seeds=3, episodes=40, seed=0):
+def drawn(seed=0):
     generator = np.random.default_rng(seed)
-    return {domain: generator.uniform(0, 1, (seeds, episodes)) for domain in ROLES}
+    return {domain: generator.uniform(0, 1, (3, 40)) for domain in ROLES}
 
 
 @given(st.integers(0, 20))
@@ -75,19 +75,26 @@ def test_a_baseline_of_several_seeds_is_paired_seed_by_seed():
     assert interval.per_seed == pytest.approx((0.1, 0.2, 0.3))
 
 
-def coverage(seeds, episodes, seed_spread, episode_spread, repeats=400):
-    """How often the interval holds the true difference, 0; episodes' luck is shared by the seeds."""
-    generator = np.random.default_rng(0)
-    covered = 0
-    for _ in range(repeats):
+def covered(draw, seeds, episodes):
+    """How often the interval holds the true difference, 0, where `draw` gives differences `[seeds, episodes]`."""
+    generator, times = np.random.default_rng(0), 0
+    for _ in range(400):
+        values = draw(generator)
+        none = {domain: np.zeros((1, episodes)) for domain in values}
+        pair = records(values, seeds=range(seeds)), records(none, "backbone", seeds=(None,))
+        interval = pair_records(*pair).interval(list(values), draws=400)
+        times += interval.low <= 0 <= interval.high
+    return times / 400
+
+
+def coverage(seeds, episodes, seed_spread, episode_spread):
+    """The same of one domain, where episodes' luck is shared by the seeds."""
+
+    def draw(generator):
         luck = generator.normal(0, episode_spread, (1, episodes)) + generator.normal(0, seed_spread, (seeds, 1))
-        values = {"a": luck + generator.normal(0, 0.02, (seeds, episodes))}
-        none = {"a": np.zeros((1, episodes))}
-        differences = pair_records(
-            records(values, seeds=range(seeds)), records(none, "backbone", seeds=(None,))
-        ).interval("a", draws=400)
-        covered += differences.low <= 0 <= differences.high
-    return covered / repeats
+        return {"a": luck + generator.normal(0, 0.02, (seeds, episodes))}
+
+    return covered(draw, seeds, episodes)
 
 
 def test_the_interval_covers_the_truth_where_all_seeds_share_the_luck_of_episodes():
@@ -105,14 +112,10 @@ def test_few_seeds_are_not_taken_for_many(seeds):
 
 @pytest.mark.parametrize("episodes", [3, 5, 20])
 def test_few_episodes_are_not_taken_for_many(episodes):
-    generator, covered = np.random.default_rng(0), 0
-    for _ in range(400):
-        values = {domain: generator.normal(0, 0.2, (1, episodes)) for domain in ROLES}
-        none = {domain: np.zeros((1, episodes)) for domain in values}
-        pair = records(values, seeds=(0,)), records(none, "backbone", seeds=(None,))
-        interval = pair_records(*pair).interval(list(ROLES), draws=400)
-        covered += interval.low <= 0 <= interval.high
-    assert 0.92 < covered / 400 < 0.985
+    def draw(generator):
+        return {domain: generator.normal(0, 0.2, (1, episodes)) for domain in ROLES}
+
+    assert 0.92 < covered(draw, 1, episodes) < 0.985
 
 
 def test_another_value_than_accuracy_may_be_compared():

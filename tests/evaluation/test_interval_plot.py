@@ -2,22 +2,10 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 from PIL import Image
 
 from smat_peft.evaluation import interval_plot
 from smat_peft.evaluation.records import Evaluation, Record
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved."""
-    figures = []
-    save = interval_plot.Figure.savefig
-    monkeypatch.setattr(
-        interval_plot.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1]
-    )
-    return figures
 
 
 def evaluation(predictors):
@@ -32,16 +20,16 @@ def evaluation(predictors):
     )
 
 
-def test_each_domain_has_a_row_and_each_evaluation_a_panel(tmp_path, drawn):
+def test_each_domain_has_a_row_and_each_evaluation_a_panel(tmp_path, figures):
     one = evaluation(["backbone", "SMAT"])
     interval_plot.plot_accuracies({"prototype": one, "lora": one}, tmp_path / "picture.png")
-    left, right = drawn[0].axes
+    left, right = figures[0].axes
     assert [axes.get_title() for axes in (left, right)] == ["prototype", "lora"]
     assert [label.get_text() for label in left.get_yticklabels()] == [
         *("greek (ID)", "hebrew (dev-OOD)", "digits (test-OOD)"),
     ]
     assert left.yaxis_inverted()
-    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["backbone", "SMAT"]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["backbone", "SMAT"]
     points = [container.lines[0].get_xdata(orig=False) for container in left.containers]
     np.testing.assert_allclose(points, [[3, 3, 3], [13, 13, 13]])
     assert (np.asarray(Image.open(tmp_path / "picture.png").convert("L")) < 200).mean() > 0.005

@@ -10,6 +10,8 @@ from smat_peft import evaluate, load_domain
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.errors import CheckpointError
 from smat_peft.evaluation.record_files import read_records
+from tests.class_folders import write_classes
+from tests.evaluation.small import undecided
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_a_domain_of_another_split_is_refused(run, make_domain, transform, tmp_p
     run("a")
     with pytest.raises(CheckpointError, match="how episodes of a are drawn"):
         evaluate(
-            {"mine": lambda episode: torch.zeros(len(episode.query), episode.ways)},
+            {"mine": undecided},
             [("id", make_domain("a", classes=40), "test")],
             transform=transform,
             episodes=4,
@@ -154,15 +156,11 @@ def test_another_seed_of_training_has_a_file_of_its_own(run, tmp_path):
 def test_a_predictor_that_joins_leaves_the_others_their_records(run, make_domain, transform, tmp_path):
     run("ab")
     domains = [("id", make_domain("a"), "all")]
-
-    def nothing(episode):
-        return torch.zeros(len(episode.query), episode.ways)
-
     settings = {"transform": transform, "progress": False, "output_dir": tmp_path}
     validation = FixedEpisodes([make_domain("v", seed=2)], "all", 2, transform=transform)
     with pytest.raises(CheckpointError, match="episodes 4, now 3"):
-        evaluate({"mine": nothing, "other": nothing}, domains, episodes=3, validation=validation, **settings)
-    evaluate({"mine": nothing, "other": nothing}, domains, episodes=4, validation=validation, **settings)
+        evaluate({"mine": undecided, "other": undecided}, domains, episodes=3, validation=validation, **settings)
+    evaluate({"mine": undecided, "other": undecided}, domains, episodes=4, validation=validation, **settings)
     kept = read_records(tmp_path)
     assert {(record.predictor, record.domain) for record in kept.records} == {
         *(("mine", "a"), ("mine", "b"), ("other", "a")),
@@ -180,11 +178,8 @@ def test_a_damaged_beginning_is_one_clear_error(run, tmp_path):
 
 def test_records_of_other_images_or_other_pixels_are_refused(make_domain, transform, tmp_path):
     def measured(images=5, **changes):
-        def predict(episode):
-            return torch.zeros(len(episode.query), episode.ways)
-
         settings = {"transform": transform, "episodes": 1, "progress": False, "output_dir": tmp_path}
-        return evaluate({"mine": predict}, [("id", make_domain("a", images=images), "all")], **settings | changes)
+        return evaluate({"mine": undecided}, [("id", make_domain("a", images=images), "all")], **settings | changes)
 
     measured()
     with pytest.raises(CheckpointError, match="the images of a, or how they are made into pixels"):
@@ -195,10 +190,7 @@ def test_records_of_other_images_or_other_pixels_are_refused(make_domain, transf
 
 
 def test_records_of_a_folder_whose_files_have_changed_are_refused(transform, tmp_path):
-    for name in "abcde":
-        (tmp_path / "birds" / name).mkdir(parents=True)
-        for number in range(3):
-            Image.new("RGB", (16, 16)).save(tmp_path / "birds" / name / f"{number}.png")
+    write_classes(tmp_path / "birds", "abcde", 3, lambda *_: Image.new("RGB", (16, 16)))
 
     def measured():
         domain = load_domain(f"folder:{tmp_path / 'birds'}")

@@ -11,18 +11,18 @@ from smat_peft import evaluate, load_domain
 from smat_peft.errors import CheckpointError, DataError
 from smat_peft.evaluation.manifest import write_manifest
 from smat_peft.evaluation.protocol import EvaluationDomain, episode_samplers
+from tests.class_folders import write_classes
+from tests.evaluation.small import undecided
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A domain of files: 6 classes of 5 images, each of a colour of its own."""
-    for number in range(6):
-        (tmp_path / "birds" / f"class {number}").mkdir(parents=True)
-        for image in range(5):
-            Image.new("RGB", (16, 16), (40 * number, 50 * image, 9)).save(
-                tmp_path / "birds" / f"class {number}" / f"{image}.png"
-            )
-    return tmp_path / "birds"
+
+    def draw(number, image):
+        return Image.new("RGB", (16, 16), (40 * number, 50 * image, 9))
+
+    return write_classes(tmp_path / "birds", [f"class {number}" for number in range(6)], 5, draw)
 
 
 def queries(domains, transform, **settings):
@@ -31,7 +31,7 @@ def queries(domains, transform, **settings):
 
     def predict(episode):
         seen[episode.domain, episode.index] = episode
-        return torch.zeros(len(episode.query), episode.ways)
+        return undecided(episode)
 
     evaluate({"mine": predict}, domains, transform=transform, progress=False, **settings)
     return seen

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,19 +10,13 @@ import pytest
 
 from smat_peft.evaluation import read_records
 from tests.evaluation.parallel_worker import run
+from tests.processes import launch
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
 
 def test_two_processes_give_the_records_of_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    ended = subprocess.run(
-        [*command, str(WORKER), str(tmp_path / "report.json"), str(tmp_path / "records")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = launch(2, WORKER, tmp_path / "report.json", tmp_path / "records")
     assert ended.returncode == 0, ended.stderr
     expected, seen = run(None, None)
     reports = [json.loads((tmp_path / f"report.{process}.json").read_text()) for process in range(2)]

@@ -11,15 +11,6 @@ from smat_peft.errors import DataError
 from smat_peft.evaluation import plots
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved, so that a test can look at their curves."""
-    figures = []
-    save = plots.Figure.savefig
-    monkeypatch.setattr(plots.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
-    return figures
-
-
 def log(steps):
     for step in range(1, steps + 1):
         record = {"step": step, "loss": 1 / step, "accuracy": 1 - 1 / (step + 1), "sparsity": step / 1000}
@@ -28,49 +19,49 @@ def log(steps):
         yield record
 
 
-def test_a_log_becomes_a_picture_of_three_panels(tmp_path, drawn):
+def test_a_log_becomes_a_picture_of_three_panels(tmp_path, figures):
     plots.plot_curves(list(log(100)), tmp_path / "curves.png")
     picture = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
     assert picture.shape[1] > 2 * picture.shape[0]
     thirds = np.array_split(picture, 3, axis=1)
     assert all((third < 200).mean() > 0.01 for third in thirds)
-    assert [axes.get_title() for axes in drawn[0].axes] == ["Loss", "Query accuracy", "Sparsity of the experts"]
+    assert [axes.get_title() for axes in figures[0].axes] == ["Loss", "Query accuracy", "Sparsity of the experts"]
 
 
-def test_the_legend_says_how_far_curves_are_smoothed(tmp_path, drawn):
+def test_the_legend_says_how_far_curves_are_smoothed(tmp_path, figures):
     plots.plot_curves(list(log(100)), tmp_path / "curves.png")
-    loss, accuracy, sparsity = ([t.get_text() for t in axes.get_legend().get_texts()] for axes in drawn[0].axes)
+    loss, accuracy, sparsity = ([t.get_text() for t in axes.get_legend().get_texts()] for axes in figures[0].axes)
     assert loss == ["training, mean of 5 points"]
     assert accuracy == ["training, mean of 5 points", "validation"]
     assert sparsity == ["training"]
 
 
-def test_a_smoothed_point_is_the_mean_of_the_points_up_to_it(tmp_path, drawn):
+def test_a_smoothed_point_is_the_mean_of_the_points_up_to_it(tmp_path, figures):
     records = list(log(100))
     plots.plot_curves(records, tmp_path / "curves.png")
-    smooth = drawn[0].axes[0].lines[1].get_ydata()
+    smooth = figures[0].axes[0].lines[1].get_ydata()
     assert smooth[0] == pytest.approx(records[0]["loss"])
     assert smooth[50] == pytest.approx(np.mean([record["loss"] for record in records[46:51]]))
 
 
-def test_validation_is_drawn_where_it_was_measured(tmp_path, drawn):
+def test_validation_is_drawn_where_it_was_measured(tmp_path, figures):
     plots.plot_curves(list(log(100)), tmp_path / "curves.png")
-    validation = drawn[0].axes[1].lines[-1]
+    validation = figures[0].axes[1].lines[-1]
     assert list(validation.get_xdata()) == list(range(10, 101, 10))
     assert set(validation.get_ydata()) == {50.0}
 
 
-def test_a_loss_that_was_not_finite_leaves_the_curve_whole(tmp_path, drawn):
+def test_a_loss_that_was_not_finite_leaves_the_curve_whole(tmp_path, figures):
     records = list(log(40))
     records[20]["loss"] = math.nan
     plots.plot_curves(records, tmp_path / "curves.png")
-    assert np.isfinite(drawn[0].axes[0].lines[-1].get_ydata()).all()
-    assert len(drawn[0].axes[0].lines[-1].get_ydata()) == 39
+    assert np.isfinite(figures[0].axes[0].lines[-1].get_ydata()).all()
+    assert len(figures[0].axes[0].lines[-1].get_ydata()) == 39
 
 
-def test_a_panel_without_values_is_left_out(tmp_path, drawn):
+def test_a_panel_without_values_is_left_out(tmp_path, figures):
     plots.plot_curves([{"step": 1, "loss": 1.0}], tmp_path / "curves.png")
-    assert [axes.get_title() for axes in drawn[0].axes] == ["Loss"]
+    assert [axes.get_title() for axes in figures[0].axes] == ["Loss"]
 
 
 def test_an_empty_log_is_an_error_and_writes_nothing(tmp_path):

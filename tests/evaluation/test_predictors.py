@@ -88,7 +88,7 @@ def test_an_adapter_without_a_router_is_merged_once(episodes, make_vit, monkeypa
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("experts", ["routed", "none"])
-def test_a_model_is_fine_tuned_on_each_support(run, episodes, smat_vit, kind, experts):
+def test_a_model_is_fine_tuned_on_each_support(run, smat_vit, kind, experts):
     adaptation = Adaptation(kind, **FEW_STEPS)
     evaluation = run({"mine": prototype_predictor(smat_vit, experts)}, adaptation=adaptation)
     assert {(record.adaptation, record.learning_rate) for record in evaluation.records} == {(kind, 1e-3)}
@@ -109,7 +109,7 @@ def test_fine_tuned_predictions_are_those_of_classifying_the_episode(episodes, s
     assert rate == 1e-3
 
 
-def test_a_rate_chosen_automatically_sees_the_support_alone(run, episodes, smat_vit):
+def test_a_rate_chosen_automatically_sees_the_support_alone(episodes, smat_vit):
     adaptation = Adaptation("full", steps=2)
     (predictor,) = fitting.adapted({"mine": prototype_predictor(smat_vit)}, adaptation, "auto").values()
     for episode in episodes:

@@ -14,7 +14,7 @@ from smat_peft.evaluation.record_files import read_records, record_file, write_r
 from smat_peft.evaluation.records import Evaluation, Record
 
 
-def evaluation_of(predictors=("backbone", "SMAT"), domains=3, episodes=4, seed=7):
+def evaluation_of(predictors=("backbone", "SMAT"), domains=3, episodes=4):
     random = np.random.default_rng(0)
     records = [
         Record(
@@ -29,7 +29,7 @@ def evaluation_of(predictors=("backbone", "SMAT"), domains=3, episodes=4, seed=7
             expert_weights=tuple(random.dirichlet([30] * 4)) if predictor == "SMAT" else None,
             log_loss=random.uniform(0, 2),
             calibrated_log_loss=random.uniform(0, 2),
-            seed=seed,
+            seed=7,
             adaptation="lora",
             learning_rate=1e-4,
         )

@@ -18,27 +18,19 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from smat_peft import MetaTrainer
 from smat_peft.commands.console import run_command
-from smat_peft.episodes.episode import Episode
-from tests.faults.small_run import NoiseEpisodes, kill, make_trainer
+from tests.faults.small_run import NoiseEpisodes, make_trainer
+from tests.processes import kill
 
 UPDATES, EPISODES = 20, 4
 CUT = 3  # the update in which something happens
-
-
-class OneBroken(NoiseEpisodes):
-    """Of the episodes, number 6 is not finite: that of one process in the second update."""
-
-    def __getitem__(self, index: int) -> Episode:
-        episode = super().__getitem__(index)
-        if index == 6:
-            episode.query[0] = float("nan")
-        return episode
+BROKEN = 6  # the episode of one process in the second update
 
 
 def trainer_in(folder: Path, before: Callable[[int], None] = lambda _: None) -> MetaTrainer:
     """The run, at rates of the demo's order."""
     rates = {"delta_lr": 0.01, "gate_lr": 10.0, "multiplier_lr": 0.1, "router_lr": 1e-3}
-    return make_trainer(folder, OneBroken(before), max_steps=UPDATES, episodes_per_step=EPISODES, **rates)
+    episodes = NoiseEpisodes(before, broken={BROKEN})
+    return make_trainer(folder, episodes, max_steps=UPDATES, episodes_per_step=EPISODES, **rates)
 
 
 def train(folder: Path) -> None:

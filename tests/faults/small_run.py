@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import traceback
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
 from torch import Tensor
-from transformers import ViTConfig, ViTModel
+from transformers import ViTModel
 
 from smat_peft import MetaTrainer, MetaTuningArguments, SMATConfig
 from smat_peft.episodes.episode import Episode
-from smat_peft.meta_tuning import lock
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
+from tests.small_models import make_vit
 
 WAYS, SHOTS = 3, 2
 SETTINGS: dict[str, Any] = {
@@ -38,32 +33,42 @@ SETTINGS: dict[str, Any] = {
 EXPERTS: dict[str, Any] = {"num_experts": 2, "target_sparsity": 0.5}
 
 
-def noise_episode(index: int) -> Episode:
-    """Classes with a centre each, and noise around it."""
+def noise_episode(index: int, queries: int = SHOTS) -> Episode:
+    """Classes with a centre each, and noise around it; so many query images a class."""
     generator = torch.Generator().manual_seed(index)
-    labels = torch.arange(WAYS).repeat(SHOTS)
     centres = torch.randn(WAYS, 3, 16, 16, generator=generator)
-    support, query = (centres[labels] + torch.randn(len(labels), 3, 16, 16, generator=generator) for _ in range(2))
-    return Episode(support, labels, query, labels, "noise", index)
+    labels = [torch.arange(WAYS).repeat(count) for count in (SHOTS, queries)]
+    support, query = (centres[each] + torch.randn(len(each), 3, 16, 16, generator=generator) for each in labels)
+    return Episode(support, labels[0], query, labels[1], "noise", index)
 
 
 class NoiseEpisodes:
-    """Such episodes by number; `before` is called with each number first."""
+    """Such episodes by number; `before` is called with each number first, and the `broken` ones are not finite."""
 
-    def __init__(self, before: Callable[[int], None] = lambda _: None) -> None:
-        self.before = before
+    def __init__(self, before: Callable[[int], None] = lambda _: None, broken: Collection[int] = ()) -> None:
+        self.before, self.broken = before, broken
 
     def __getitem__(self, index: int) -> Episode:
         self.before(index)
-        return noise_episode(index)
+        episode = noise_episode(index)
+        if index in self.broken:
+            episode.query[0] = float("nan")
+        return episode
+
+
+def stop_before(number: int) -> NoiseEpisodes:
+    """Episodes of a run that is interrupted, as by Ctrl-C, when it asks for this one."""
+
+    def stop(index: int) -> None:
+        if index == number:
+            raise KeyboardInterrupt
+
+    return NoiseEpisodes(stop)
 
 
 def tiny_vit(seed: int = 0, **changes: Any) -> ViTModel:
-    """A ViT of one layer, `[N, 3, 16, 16]` -> `[N, 8]`."""
-    settings = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(seed)
-    config = ViTConfig(**settings | {"image_size": 16, "patch_size": 8} | changes)
-    return ViTModel(config, add_pooling_layer=False).eval()
+    """A ViT of one layer, `[N, 3, 16, 16]` -> `[N, 5, 8]`."""
+    return make_vit(seed, **{"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 16} | changes)
 
 
 def make_trainer(
@@ -111,32 +116,8 @@ def assert_same(found: Any, expected: Any, name: str = "end") -> None:
         assert found == expected, name
 
 
-def in_a_process(work: Callable[[], int]) -> int:
-    """Run something in a copy of this process; returns its exit status, negative for a signal, as subprocess does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons dislike fork in a process with threads
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = work()
-        except BaseException:
-            traceback.print_exc(file=sys.stderr)
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def in_another_run(work: Callable[[], int]) -> int:
-    """The same, in a process that holds no locks."""
-
-    def run() -> int:
-        lock._held.clear()
-        return work()
-
-    return in_a_process(run)
-
-
-def kill() -> None:
-    """End this process as a power cut would."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """||a - b|| / ||b|| over all tensors together: a key's bias alone has no gradient but rounding."""
+    assert ours.keys() == theirs.keys()
+    a, b = (torch.cat([tensors[name].double().flatten() for name in theirs]) for tensors in (ours, theirs))
+    return float((a - b).norm() / b.norm())

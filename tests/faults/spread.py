@@ -9,9 +9,7 @@ exit status says whether delta and task weights are within 1e-4 (norms of differ
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,27 +18,25 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from smat_peft import load_domain
-from smat_peft.assets import demo_backbone
+from smat_peft.assets import DEMO_RECIPE, demo_backbone
 from smat_peft.episodes.fixed import FixedEpisodes
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.evaluation.predictors import prototype_predictor
 from smat_peft.few_shot.loading import load_backbone
 from smat_peft.tuner.adapters import smat_layers
 from smat_peft.tuner.merging import evaluated_gates
+from tests.processes import launch
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 1e-4
 SETTINGS = ("--validation_episodes=2", "--evaluation_episodes=0", "--threads=1")
 
 
 def train(processes: int, updates: int, folder: Path) -> None:
     """Run the demo's recipe in so many processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    words = [str(ROOT / "smat_peft/assets/demo.yaml"), f"--output_dir={folder}", f"--max_steps={updates}", *SETTINGS]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*launcher, "-m", "smat_peft.meta_tune", *words, f"--validation_steps={updates}"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    words = [DEMO_RECIPE, f"--output_dir={folder}", f"--max_steps={updates}", f"--validation_steps={updates}"]
+    ended = launch(processes, "-m", "smat_peft.meta_tune", *words, *SETTINGS)
     assert f"on {processes} x cpu" in ended.stdout, ended.stderr[-2000:]
     assert ended.returncode == 0, ended.stderr[-2000:]
 

@@ -65,9 +65,9 @@ def flipped(folder: Path) -> None:
     file.write_bytes(data)
 
 
-def header(entries: dict[str, Any], body: bytes = b"\0" * 8) -> Change:
+def header(entries: dict[str, Any]) -> Change:
     text = json.dumps(entries).encode()
-    return written(struct.pack("<Q", len(text)) + text + body)
+    return written(struct.pack("<Q", len(text)) + text + b"\0" * 8)
 
 
 def with_tensors(change: Callable[[Tensors], object]) -> Change:

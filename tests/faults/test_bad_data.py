@@ -19,18 +19,19 @@ from PIL import Image
 
 from smat_peft.commands.meta_tune import main
 from smat_peft.episodes.domain import Domain
-from smat_peft.episodes.domains import load_domain
+from smat_peft.episodes.domains import load_domain, load_domains
 from smat_peft.episodes.images import ImageTransform
 from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import DataError
 from smat_peft.evaluation.manifest import read_manifest
+from tests.class_folders import write_classes
 
 Write = Callable[[Path], object]
 COLOUR = (200, 30, 30)
 
 
-def picture(mode: str = "RGB", size: tuple[int, int] = (12, 8)) -> Image.Image:
-    return Image.new("RGB", size, COLOUR).convert(mode)
+def picture(mode: str = "RGB") -> Image.Image:
+    return Image.new("RGB", (12, 8), COLOUR).convert(mode)
 
 
 def encoded(kind: str, mode: str = "RGB", **settings: Any) -> bytes:
@@ -39,12 +40,8 @@ def encoded(kind: str, mode: str = "RGB", **settings: Any) -> bytes:
     return file.getvalue()
 
 
-def folder_of(path: Path, classes: int = 6, images: int = 3) -> Path:
-    for number in range(classes):
-        (path / f"class{number}").mkdir(parents=True)
-        for image in range(images):
-            picture().save(path / f"class{number}" / f"{image}.png")
-    return path
+def folder_of(path: Path, images: int = 3) -> Path:
+    return write_classes(path, [f"class{number}" for number in range(6)], images, lambda *_: picture())
 
 
 # ----- images -----
@@ -69,6 +66,7 @@ REFUSED = {
     "a JPEG cut in the middle": ("photo.jpg", encoded("JPEG")[:-60], "OSError"),
     "a PNG cut in the middle": ("photo.png", encoded("PNG")[:-30], "Error"),
     "a PNG with a flipped bit": ("photo.png", encoded("PNG").replace(b"IDAT", b"IDAU"), "Error"),
+    "a format that is not asked for": ("photo.png", encoded("PCX"), "UnidentifiedImageError"),
     "a program's own format": ("photo.png", encoded("EPS"), "UnidentifiedImageError"),
     "32 bits": ("photo.tif", encoded("TIFF", "F"), "32-bit values"),
     "a web page": ("photo.jpg", b"<!DOCTYPE html><html>404</html>", "UnidentifiedImageError"),
@@ -95,7 +93,7 @@ def test_a_bad_image_is_an_error_that_names_it_or_is_left_out_and_listed(tmp_pat
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"{path} cannot be read as an image \(.*{reason}"):
         list(load_domain(f"folder:{folder}").class_images["class0"])
-    with pytest.warns(UserWarning, match="1 images cannot be read and are left out"):
+    with pytest.warns(UserWarning, match=rf"1 images cannot be read and are left out:\n.*{path}"):
         domain = load_domain(f"folder:{folder}", on_bad_image="skip")
     assert domain.left_out == (str(path),)
     assert len(list(domain.class_images["class0"])) == 3
@@ -119,42 +117,19 @@ def link(target: str) -> Write:
 
 
 def class_of(*names: str, images: int = 2) -> Write:
-    def write(folder: Path) -> None:
-        for name in names:
-            (folder / name).mkdir()
-            for image in range(images):
-                picture().save(folder / name / f"{image}.png")
-
-    return write
+    return lambda folder: write_classes(folder, names, images, lambda *_: picture())
 
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 FOLDERS: dict[str, tuple[Write, str]] = {
-    "a class with one image": (class_of("single", images=1), "class 'single' has 1 usable images"),
+    "a class with one image": (class_of("single", images=1), "domain: class 'single' has 1 usable images.*at least 2"),
     "a class without images": (class_of("empty", images=0), "class 'empty' has 0 usable images"),
-    "a link to nothing": (link("nothing.png"), "link.png is a link that is broken or leads out of"),
-    "a link to itself": (link("link.png"), "link.png is a link that is broken or leads out of"),
-    "a link out of it": (link("/etc/hostname"), "link.png is a link that is broken or leads out of"),
-    "a link upwards": (link("../../other.png"), "link.png is a link that is broken or leads out of"),
+    "a link to nothing": (link("nothing.png"), "class0/link.png is a link that is broken or leads out of"),
+    "a link to itself": (link("link.png"), "class0/link.png is a link that is broken or leads out of"),
+    "a link out of it": (link("/etc/hostname"), "class0/link.png is a link that is broken or leads out of"),
+    "a link upwards": (link("../../other.png"), "class0/link.png is a link that is broken or leads out of"),
     "a folder in a class": (lambda folder: (folder / "class0" / "more").mkdir(), "class0 holds a folder, 'more'"),
     "one name in two forms": (class_of(COMPOSED, DECOMPOSED), "classes 'caf.*' and 'caf.*' look the same"),
-    "splits that are no JSON": (lambda folder: (folder / "splits.json").write_text("{"), "splits.json cannot be read"),
-    "splits nested too deep": (
-        lambda folder: (folder / "splits.json").write_text("[" * 100_000),
-        "splits.json cannot be read",
-    ),
-    "splits of another kind": (
-        lambda folder: (folder / "splits.json").write_text('{"train": 3}'),
-        "must hold .*with the names of classes",
-    ),
-    "splits of other classes": (
-        lambda folder: (folder / "splits.json").write_text('{"train": ["../class0"]}'),
-        r"names class '\.\./class0', which has no images",
-    ),
-    "splits that share a class": (
-        lambda folder: (folder / "splits.json").write_text('{"train": ["class0"], "test": ["class0"]}'),
-        "class 'class0' is in both 'train' and 'test'",
-    ),
 }
 
 
@@ -235,18 +210,27 @@ def test_a_table_that_cannot_be_used_says_which_column_or_row(tmp_path: Path, ca
 
 SPECIFICATIONS = {
     "": "is no specification of a domain",
+    "flowers": "is no specification of a domain",
     "folder": "is no specification of a domain",
     ":x": "is no specification of a domain",
     "http://example.org/x": "is no specification of a domain",
+    "zip:x": "is no specification of a domain.*hub:.*disk:PATH.*parquet:.*h5:",
     "folder:": "names nothing after the colon",
     "folder:\0": "is not a folder",
     f"folder:{'a' * 5000}": "File name too long",
     "folder:x?splits": "is not a folder",
-    "folder:x?run=rm": "unknown option 'run'",
+    "folder:nowhere": "nowhere is not a folder",
+    "folder:nowhere/*": "nowhere is not a folder",
+    "folder:x?split=y": "unknown option 'split'.*augment, splits",
     "folder:x?augment=shake": "unknown augmentation",
-    "builtin:../greek": "there is no built-in domain '../greek'",
-    "disk:/nowhere": "is not a folder",
+    "builtin:../greek": "there is no built-in domain '../greek'.*greek.*digits",
+    "builtin:greek?splits=y": "unknown option 'splits'.*none",
+    "disk:nowhere": "disk:nowhere: nowhere is not a folder",
+    "disk:.": r"disk:\. cannot be loaded",
+    "disk:x?split=y": "unknown option 'split'.*augment, files, image, label, splits",
+    "parquet:nowhere/*.parquet": r"parquet:nowhere/\*\.parquet: there is no such file",
     "parquet:*": "there is no such file",
+    "parquet:.": "there is no such file",
     "parquet:/": "there is no such file",
     "h5:": "names nothing after the colon",
     "h5:/nowhere/aircraft": "is not a folder",
@@ -259,6 +243,8 @@ def test_a_specification_that_is_wrong_is_an_error(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=SPECIFICATIONS[spec]):
         load_domain(spec)
+    with pytest.raises(DataError, match=SPECIFICATIONS[spec]):
+        load_domains([spec])
 
 
 LINE: dict[str, Any] = {"domain": "d", "split": "all", "index": 0, "classes": ["a"], "support": [[0]], "query": [[1]]}
@@ -292,9 +278,7 @@ RECIPES = {
     "code in a value": 'seed: !!python/object/apply:os.mkdir ["harm"]',
     "a module": "output_dir: !!python/name:os.mkdir",
     "nested too deep": "[" * 5_000,
-    "no mapping": "- seed",
     "an argument that does not exist": "trust_remote_code: true",
-    "a mapping for a value": "seed: {a: 1}",
     "bytes": "\x00",
 }
 

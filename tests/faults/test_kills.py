@@ -18,9 +18,11 @@ from smat_peft.files import moving_into, write_text
 from smat_peft.meta_tuning.checkpoints import checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from tests.faults.disk import disk
-from tests.faults.small_run import assert_same, end_of, in_a_process, kill, make_trainer, resume
+from tests.faults.small_run import assert_same, end_of, make_trainer, resume, stop_before
+from tests.processes import in_a_process, kill
 
 CUT = 2  # the update after which the disk is watched: the adapter is then the best so far, too
+Points = Callable[[str], Iterator[tuple[int, str, Path]]]
 ERRORS = [errno.ENOSPC, errno.EIO, errno.EROFS]
 
 
@@ -41,15 +43,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed before its second update."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    trainer = rising(make_trainer(folder))
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    update = trainer.update
-    trainer.update = lambda *a: stop() if trainer.step == CUT - 1 else update(*a)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+        rising(make_trainer(folder, stop_before(CUT - 1))).train()
     return folder
 
 
@@ -71,27 +66,38 @@ def train_with(trainer: MetaTrainer, fault: Callable[[], None], at: int) -> list
     return done
 
 
-def copies(stopped: Path, folder: Path, count: int) -> Iterator[Path]:
-    for number in range(count):
-        yield Path(shutil.copytree(stopped, folder / f"{number}"))
+@pytest.fixture(scope="module")
+def operations(stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What is done to the disk after update `CUT` where nothing goes wrong."""
+    whole = Path(shutil.copytree(stopped, tmp_path_factory.mktemp("whole") / "run"))
+    return train_with(rising(resume(whole)), lambda: None, -1)
+
+
+@pytest.fixture
+def points(stopped: Path, operations: list[str], tmp_path: Path) -> Points:
+    """A function that gives the number and the name of each operation with a copy of the folder of its own."""
+
+    def points(place: str) -> Iterator[tuple[int, str, Path]]:
+        for at, operation in enumerate(operations):
+            yield at, operation, Path(shutil.copytree(stopped, tmp_path / place / f"{at}"))
+
+    return points
 
 
 def test_a_kill_at_any_operation_of_a_checkpoint_changes_nothing(
-    undisturbed: dict[str, Any], stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: dict[str, Any], operations: list[str], points: Points, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Path(shutil.copytree(stopped, tmp_path / "whole"))
-    operations = train_with(rising(resume(whole)), lambda: None, -1)
-    for at, folder in enumerate(copies(stopped, tmp_path, len(operations))):
+    for at, operation, folder in points("killed"):
 
         def die(folder: Path = folder, at: int = at) -> int:
             train_with(rising(resume(folder)), kill, at)
             return 0
 
-        assert in_a_process(die) == -9, operations[at]
+        assert in_a_process(die) == -9, operation
         load_checkpoint(find_checkpoint(folder, "latest"))
         resumed = rising(resume(folder))
         resumed.train()
-        assert_same(end_of(resumed), undisturbed, f"killed at {at}, {operations[at]}")
+        assert_same(end_of(resumed), undisturbed, f"killed at {at}, {operation}")
     with capsys.disabled():
         print(f"\nkilled at each of {len(operations)} points of writing a checkpoint and the best adapter")
     kinds = {operation.split()[0] for operation in operations}
@@ -99,24 +105,22 @@ def test_a_kill_at_any_operation_of_a_checkpoint_changes_nothing(
 
 
 def test_an_error_of_the_disk_at_any_operation_of_a_checkpoint_is_a_clear_one(
-    undisturbed: dict[str, Any], stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: dict[str, Any], operations: list[str], points: Points, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Path(shutil.copytree(stopped, tmp_path / "whole"))
-    operations = train_with(rising(resume(whole)), lambda: None, -1)
     for code in ERRORS:
         message = os.strerror(code)
 
         def fail(code: int = code, message: str = message) -> None:
             raise OSError(code, message)
 
-        for at, folder in enumerate(copies(stopped, tmp_path / str(code), len(operations))):
+        for at, operation, folder in points(str(code)):
             with pytest.raises(SmatError, match=rf"cannot (write|remove) .*: {message}"):
                 train_with(rising(resume(folder)), fail, at)
             assert load_checkpoint(find_checkpoint(folder, "latest")).state["step"] in (CUT - 1, CUT)
             if code == ERRORS[at % len(ERRORS)]:
                 resumed = rising(resume(folder))
                 resumed.train()
-                assert_same(end_of(resumed), undisturbed, f"{message} at {at}, {operations[at]}")
+                assert_same(end_of(resumed), undisturbed, f"{message} at {at}, {operation}")
     with capsys.disabled():
         print(f"\n{len(ERRORS)} errors of the disk at each of {len(operations)} points")
 

@@ -12,7 +12,8 @@ import pytest
 
 from smat_peft.errors import CheckpointError
 from smat_peft.meta_tuning.lock import output_lock
-from tests.faults.small_run import in_a_process, in_another_run, kill, make_trainer, resume
+from tests.faults.small_run import make_trainer, resume
+from tests.processes import in_a_process, in_another_run, kill
 
 
 def from_another_process(folder: Path) -> str:

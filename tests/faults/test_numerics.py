@@ -9,26 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from smat_peft.episodes.episode import Episode
 from smat_peft.errors import SmatError
 from smat_peft.meta_tuning.checkpoints import checkpoints
 from smat_peft.meta_tuning.processes import create_accelerator
 from smat_peft.meta_tuning.trial import replay
-from tests.faults.small_run import NoiseEpisodes, assert_same, end_of, make_trainer, noise_episode, resume
-
-
-class Broken(NoiseEpisodes):
-    """Episodes of which some have a query that is not finite."""
-
-    def __init__(self, *numbers: int) -> None:
-        super().__init__()
-        self.numbers = numbers
-
-    def __getitem__(self, index: int) -> Episode:
-        episode = super().__getitem__(index)
-        if index in self.numbers:
-            episode.query[0] = float("inf")
-        return episode
+from tests.faults.small_run import (
+    NoiseEpisodes,
+    assert_same,
+    end_of,
+    make_trainer,
+    noise_episode,
+    resume,
+    stop_before,
+)
 
 
 def scaled(tmp_path: Path, train: Any = None, *, name: str = "scaled", goes_on: bool = False, **settings: Any) -> Any:
@@ -52,13 +45,8 @@ def test_loss_scaling_changes_the_range_and_not_the_update(tmp_path: Path) -> No
 def test_the_state_of_loss_scaling_is_resumed(tmp_path: Path) -> None:
     whole = scaled(tmp_path, name="whole")
     whole.train()
-
-    def stop(index: int) -> None:
-        if index == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        scaled(tmp_path, NoiseEpisodes(stop)).train()
+        scaled(tmp_path, stop_before(3)).train()
     resumed = scaled(tmp_path, goes_on=True)
     assert resumed.accelerator.scaler.state_dict()["_growth_tracker"] == 1
     resumed.train()
@@ -95,7 +83,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_update_out(tmp_path: Path, sca
 
 def test_several_updates_in_a_row_stop_the_run_with_a_checkpoint_to_replay_them_from(tmp_path: Path) -> None:
     settings = {"episodes_per_step": 2, "max_steps": 6, "max_skipped_steps": 2, "checkpointing_steps": 0}
-    train = Broken(3, 4)
+    train = NoiseEpisodes(broken={3, 4})
     with pytest.raises(SmatError, match=r"in 2 updates in a row, those of training episodes 2 to 5 of seed 0.*replay"):
         make_trainer(tmp_path / "run", train, **settings).train()
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]

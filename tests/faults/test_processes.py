@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
 from smat_peft.meta_tuning.tensors import MODEL
 from tests.faults.process_worker import CUT, UPDATES, train, trainer_in
+from tests.faults.small_run import distance
+from tests.processes import launch
 
 WORKER = Path(__file__).with_name("process_worker.py")
-
-
-def launch(processes: int, what: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, str(WORKER), what, str(folder)], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """||a - b|| / ||b|| over all tensors together."""
-    assert ours.keys() == theirs.keys()
-    a, b = (torch.cat([tensors[name].double().flatten() for name in theirs]) for tensors in (ours, theirs))
-    return float((a - b).norm() / b.norm())
 
 
 def last(folder: Path) -> dict[str, Tensor]:
@@ -59,7 +42,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_they_learn_what_one_does_also_where_an_episode_of_one_is_not_finite(
     alone: Path, tmp_path: Path, processes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = launch(processes, "train", tmp_path)
+    ended = launch(processes, WORKER, "train", tmp_path)
     assert ended.returncode == 0, ended.stderr
     ours, theirs = report(tmp_path), report(alone)
     assert (ours["processes"], theirs["processes"]) == (processes, 1)
@@ -77,7 +60,7 @@ def test_they_learn_what_one_does_also_where_an_episode_of_one_is_not_finite(
 
 
 def test_a_lost_process_ends_the_others_with_a_message_and_a_whole_checkpoint(alone: Path, tmp_path: Path) -> None:
-    ended = launch(2, "lose", tmp_path)
+    ended = launch(2, WORKER, "lose", tmp_path)
     assert ended.returncode != 0
     assert "another process of this run is gone, in update" in ended.stderr
     assert "go on with --resume_from_checkpoint latest" in ended.stderr
@@ -90,7 +73,7 @@ def test_a_lost_process_ends_the_others_with_a_message_and_a_whole_checkpoint(al
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_update(tmp_path: Path) -> None:
-    ended = launch(2, "stop", tmp_path)
+    ended = launch(2, WORKER, "stop", tmp_path)
     assert ended.returncode != 0  # torchrun's own, whatever that of the processes is
     assert ended.stderr.count(f"after update {CUT + 1} of {UPDATES}, with a checkpoint") == 2
     assert "exitcode  : 75" in ended.stderr

@@ -38,7 +38,7 @@ def test_changed_ones_are_read_or_refused(name: str, data: st.DataObject) -> Non
 @pytest.mark.parametrize("name", ["checkpoint", "episodes"])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_json_of_another_shape_is_refused(name: str, data: st.DataObject) -> None:
+def test_json_of_another_shape_is_read_or_refused(name: str, data: st.DataObject) -> None:
     read, seeds = READERS[name]
     whole = json.loads(seeds()[0]) if name == "checkpoint" else EPISODE
     key = data.draw(st.sampled_from(sorted(whole)))

@@ -23,27 +23,15 @@ from smat_peft.episodes.sampling import EpisodeSampler
 from smat_peft.errors import CheckpointError
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint
 from smat_peft.meta_tuning.identity import fingerprint
-from tests.faults.small_run import NoiseEpisodes, assert_same, end_of, make_trainer, resume, tiny_vit
+from tests.faults.small_run import assert_same, end_of, make_trainer, resume, stop_before, tiny_vit
 
 SHAPE: dict[str, Any] = {"transform": ImageTransform((16, 16)), "max_ways": 5, "max_support": 10, "queries": 1}
-
-
 SCORES = [0.0, 0.4, 0.2, 0.3, 0.35]  # by step: the first stays the best
 
 
-def stop_before(number: int) -> NoiseEpisodes:
-    """Episodes of a run that is interrupted when it asks for this one."""
-
-    def stop(index: int) -> None:
-        if index == number:
-            raise KeyboardInterrupt
-
-    return NoiseEpisodes(stop)
-
-
-def domain(name: str, images: int = 3, classes: int = 8) -> Domain:
+def domain(name: str, images: int = 3) -> Domain:
     pictures = [Image.new("RGB", (16, 16), (20 * number, 90, 200)) for number in range(images)]
-    names = [f"class {number}" for number in range(classes)]
+    names = [f"class {number}" for number in range(8)]
     return Domain(name, dict.fromkeys(names, pictures), {"train": names}, frozenset())
 
 

@@ -12,12 +12,18 @@ import pytest
 from smat_peft.errors import RunStoppedError
 from smat_peft.meta_tuning import signals
 from smat_peft.meta_tuning.checkpoints import checkpoints
-from tests.faults.small_run import NoiseEpisodes, assert_same, end_of, in_a_process, make_trainer, resume
+from tests.faults.small_run import NoiseEpisodes, assert_same, end_of, make_trainer, resume
+from tests.processes import in_a_process
 
 
-def signalled(number: int, *at: int) -> NoiseEpisodes:
-    """Episodes that send a signal to this process when one of these is asked for."""
-    return NoiseEpisodes(lambda index: os.kill(os.getpid(), number) if index in at else None)
+def signalled(*numbers: int, at: int = 1) -> NoiseEpisodes:
+    """Episodes that send these signals to this process when one of them is asked for."""
+
+    def send(index: int) -> None:
+        for number in numbers if index == at else ():
+            os.kill(os.getpid(), number)
+
+    return NoiseEpisodes(send)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -29,7 +35,7 @@ def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint(
     undisturbed.train()
     before = signal.getsignal(number)
     settings = {"max_steps": 4, "checkpointing_steps": checkpointing_steps}
-    trainer = make_trainer(tmp_path / "run", signalled(number, 1), **settings)
+    trainer = make_trainer(tmp_path / "run", signalled(number), **settings)
     with pytest.raises(RunStoppedError, match=f"Stopped by {number.name} after update 2 of 4") as raised:
         trainer.train()
     assert raised.value.exit_status == 75
@@ -42,7 +48,7 @@ def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint(
 
 def test_validation_that_was_due_is_made_up_for(tmp_path: Path) -> None:
     validated: list[int] = []
-    trainer = make_trainer(tmp_path / "run", signalled(signal.SIGTERM, 1))
+    trainer = make_trainer(tmp_path / "run", signalled(signal.SIGTERM))
     validate = trainer._validate
     trainer._validate = lambda: (validated.append(trainer.step), validate())  # type: ignore
     with pytest.raises(RunStoppedError):
@@ -55,20 +61,18 @@ def test_validation_that_was_due_is_made_up_for(tmp_path: Path) -> None:
 
 def test_a_signal_in_the_last_update_stops_before_what_follows_training(tmp_path: Path) -> None:
     with pytest.raises(RunStoppedError, match="after update 3 of 3"):
-        make_trainer(tmp_path / "run", signalled(signal.SIGTERM, 2)).train()
-    resume(tmp_path / "run").train()
+        make_trainer(tmp_path / "run", signalled(signal.SIGTERM, at=2)).train()
+    resumed = resume(tmp_path / "run")
+    assert resumed.step == 3
+    resumed.train()
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 0.0)
 
-    def twice(index: int) -> None:
-        if index == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-
     def run() -> int:
-        make_trainer(tmp_path / "run", NoiseEpisodes(twice)).train()
+        make_trainer(tmp_path / "run", signalled(signal.SIGTERM, signal.SIGTERM)).train()
         return 0
 
     assert in_a_process(run) == -signal.SIGTERM
@@ -76,13 +80,8 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, monkeypatch: p
 
 
 def test_a_request_that_a_launcher_passes_on_again_is_one(tmp_path: Path) -> None:
-    def twice(index: int) -> None:
-        if index == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(RunStoppedError, match="after update 2"):
-        make_trainer(tmp_path / "run", NoiseEpisodes(twice)).train()
+        make_trainer(tmp_path / "run", signalled(signal.SIGINT, signal.SIGINT)).train()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

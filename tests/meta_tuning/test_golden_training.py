@@ -7,39 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.learner import MetaLearner
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.tuner.tasks import interpolate
-from tests.golden_state import (
-    RUN,
-    SETTINGS,
-    adapter_parameters,
-    distance,
-    episode,
-    golden_model,
-    numbers,
-    section,
-    uniform,
+from tests.golden_state import RUN, SETTINGS, adapter_parameters, distance, episode, golden_model, numbers, uniform
+from tests.golden_training import (
+    TERMS,
+    Gradients,
+    assert_golden_gradient,
+    assert_golden_gradients,
+    assert_golden_losses,
+    assert_golden_update,
+    golden_arguments,
 )
 
 pytestmark = pytest.mark.usefixtures("engine")
-
-
-def golden_arguments(**changes: Any) -> MetaTuningArguments:
-    settings: dict[str, Any] = {
-        "episodes_per_step": 1,
-        "delta_lr": SETTINGS["lr_delta"],
-        "gate_lr": SETTINGS["lr_gates"],
-        "multiplier_lr": SETTINGS["lr_multiplier"],
-        "router_lr": SETTINGS["lr_router"],
-        "max_gate_grad_norm": SETTINGS["clip_gates"],
-        "warmup_steps": 0,
-        "lr_decay_steps": 10**12,
-        "max_steps": 2,
-        "temperature_episodes": SETTINGS["temperature_episodes"],
-    }
-    return MetaTuningArguments(**settings | changes)
 
 
 def golden_learner(**changes: Any) -> MetaLearner:
@@ -49,7 +31,7 @@ def golden_learner(**changes: Any) -> MetaLearner:
     return learner
 
 
-def gradients(learner: MetaLearner) -> dict[str, dict[str, Tensor]]:
+def gradients(learner: MetaLearner) -> Gradients:
     adapter = adapter_parameters(learner.model)
     adapter["router"] = {k: v for k, v in adapter["router"].items() if v.requires_grad}
     return {
@@ -57,35 +39,18 @@ def gradients(learner: MetaLearner) -> dict[str, dict[str, Tensor]]:
     } | {"multipliers": {"": learner.multipliers.grad} if learner.multipliers.grad is not None else {}}
 
 
-def assert_equal_gradients(ours: Tensor, golden: Tensor, name: str) -> None:
-    if name.endswith("k_proj.bias"):  # attention does not depend on it: its gradient is 0 but for rounding
-        assert max(ours.abs().max(), golden.abs().max()) < 1e-6, name
-    else:
-        assert distance(ours, golden) < 2e-5, name
-
-
 def test_every_loss_term_of_an_episode_is_the_golden_one() -> None:
     learner = golden_learner()
     terms = learner([episode(0)], uniform(0)[None])
-    golden = RUN["log"][0]
-    assert terms.keys() == golden["losses"].keys()
-    for name, value in golden["losses"].items():
-        assert terms[name].item() == pytest.approx(value, rel=1e-5), name
-    assert learner.multipliers.tolist() == pytest.approx(golden["multipliers"], rel=1e-6)
-    assert float(learner.statistics["accuracy"]) == pytest.approx(golden["query_accuracy"])
+    assert_golden_losses(terms, learner.multipliers)
+    assert float(learner.statistics["accuracy"]) == pytest.approx(RUN["log"][0]["query_accuracy"])
 
 
-@pytest.mark.parametrize("term", ["query_ce", "query_kd", "sparsity", "lagrangian", "router_z"])
+@pytest.mark.parametrize("term", TERMS)
 def test_the_gradient_of_each_loss_term_is_the_golden_one(term: str) -> None:
     learner = golden_learner()
     learner([episode(0)], uniform(0)[None])[term].backward()
-    ours, golden = gradients(learner), section(numbers("train_ep0"), f"grad/{term}")
-    assert golden
-    for name, tensor in golden.items():
-        kind, _, parameter = name.partition("/")
-        assert_equal_gradients(ours[kind][parameter], tensor, name)
-    expected_kinds = {name.partition("/")[0] for name in golden}
-    assert {kind for kind, found in ours.items() if any(g.abs().max() > 0 for g in found.values())} == expected_kinds
+    assert_golden_gradients(gradients(learner), term)
 
 
 def test_inner_and_teacher_steps_are_the_golden_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +87,7 @@ def test_inner_and_teacher_steps_are_the_golden_ones(monkeypatch: pytest.MonkeyP
         # the step itself is a difference of nearly equal weights: compared at the rounding of those
         error = (inner - golden[f"inner_grad/{name}"]).norm() * rate / caught["weights"][name].norm()
         assert error < 1e-6, name
-        assert_equal_gradients(caught["teacher_grad"][position], golden[f"teacher_grad/{name}"], name)
+        assert_golden_gradient(caught["teacher_grad"][position], golden[f"teacher_grad/{name}"], name)
     assert distance(caught["teacher_grad"][-1], golden["teacher_grad/prototypes"]) < 2e-5
 
 
@@ -152,16 +117,6 @@ def test_the_state_after_each_update_is_the_golden_one(updates: int, tmp_path: P
         indices = range(4 * update, 4 * update + 4)
         trainer.update([episode(i) for i in indices], torch.stack([uniform(i) for i in indices]))
         trainer.step += 1
-
-    golden = numbers(f"update{updates}")
-    for kind, parameters in adapter_parameters(trainer.learner.model).items():
-        assert parameters.keys() == section(golden, kind).keys()
-        for name, tensor in section(golden, kind).items():
-            assert distance(parameters[name], tensor) < 1e-5, f"{kind}/{name}"
-    assert distance(trainer.learner.multipliers, golden["multipliers"]) < 1e-5
-    momentum = section(golden, "momentum")
-    for name, parameter in adapter_parameters(trainer.learner.model)["delta"].items():
-        if momentum and not name.endswith("k_proj.bias"):
-            assert distance(trainer.updates.optimisers[0].state[parameter]["momentum_buffer"], momentum[name]) < 2e-5, (
-                name
-            )
+    adapter, state = adapter_parameters(trainer.learner.model), trainer.updates.optimisers[0].state
+    momenta = {name: state[parameter]["momentum_buffer"] for name, parameter in adapter["delta"].items()}
+    assert_golden_update(updates, adapter, trainer.learner.multipliers, momenta)

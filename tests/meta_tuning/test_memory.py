@@ -25,8 +25,8 @@ def learner(**changes: Any) -> MetaLearner:
     return MetaLearner(model, MetaTuningArguments(**changes))
 
 
-def memory(of: MetaLearner | PrototypeLearner, *, processes: int = 1, count: int = 10) -> dict[str, int]:
-    return memory_of_update(of, ParameterGroups(of), processes=processes, count=count, kept=KEPT)
+def memory(of: MetaLearner | PrototypeLearner, *, processes: int = 1) -> dict[str, int]:
+    return memory_of_update(of, ParameterGroups(of), processes=processes, count=10, kept=KEPT)
 
 
 def test_a_pass_keeps_its_inputs_once_and_weights_not_at_all() -> None:

@@ -10,8 +10,8 @@ from smat_peft.errors import ConfigurationError
 from smat_peft.meta_tuning.processes import check_processes, is_of_lost_process
 
 
-def launched(kind: DistributedType, processes: int = 2) -> Any:
-    return SimpleNamespace(distributed_type=kind, num_processes=processes, gradient_accumulation_steps=1)
+def launched(kind: DistributedType) -> Any:
+    return SimpleNamespace(distributed_type=kind, num_processes=2, gradient_accumulation_steps=1)
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])

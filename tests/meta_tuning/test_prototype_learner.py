@@ -15,7 +15,7 @@ from smat_peft.few_shot.lora import lora_settings
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.prototype_learner import PrototypeLearner
 from smat_peft.meta_tuning.trainer import MetaTrainer
-from tests.meta_tuning.test_trainer import NoiseEpisodes, noise_episode
+from tests.faults.small_run import NoiseEpisodes, noise_episode, stop_before
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(make_vit: Any, tmp_path
     whole = make("whole", NoiseEpisodes())
     whole.train()
     with pytest.raises(KeyboardInterrupt):
-        make("cut", NoiseEpisodes(stop_at=9)).train()
+        make("cut", stop_before(9)).train()
     resumed = make("cut", NoiseEpisodes(), resume_from_checkpoint="latest")
     assert resumed.step == 3
     resumed.train()

@@ -15,6 +15,7 @@ from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError
 from smat_peft.experts.gates import GATE_LIMIT
 from smat_peft.meta_tuning.single_task import SparsityCallback, create_optimizer
+from tests.small_models import VIT
 
 CLASSES = 3
 CENTRES = torch.randn(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(7))
@@ -33,15 +34,7 @@ class Noisy(torch.utils.data.Dataset[dict[str, Any]]):
 
 def make_model(**settings: Any) -> PeftModel:
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=16,
-        patch_size=8,
-        num_labels=CLASSES,
-    )
+    config = ViTConfig(**VIT | {"num_hidden_layers": 1}, num_labels=CLASSES)
     settings = {"num_experts": 2, "target_sparsity": 0.7, "modules_to_save": ["classifier"]} | settings
     return get_peft_model(ViTForImageClassification(config), SMATConfig(**settings))
 

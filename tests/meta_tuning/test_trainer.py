@@ -15,7 +15,6 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from smat_peft import SMATConfig
-from smat_peft.episodes.episode import Episode
 from smat_peft.errors import CheckpointError, ConfigurationError, DataError, SmatError
 from smat_peft.meta_tuning.arguments import MetaTuningArguments
 from smat_peft.meta_tuning.checkpoints import checkpoints, load_checkpoint, save_checkpoint
@@ -23,46 +22,21 @@ from smat_peft.meta_tuning.schedules import warmup_cosine
 from smat_peft.meta_tuning.trainer import MetaTrainer
 from smat_peft.meta_tuning.trial import measure_seconds
 from smat_peft.tuner.adapters import find_router
-from tests.faults.small_run import noise_episode
+from tests.faults import small_run
+from tests.faults.small_run import NoiseEpisodes, noise_episode, stop_before, tiny_vit
 from tests.golden_state import adapter_parameters
 
-
-class NoiseEpisodes:
-    """Episodes by number; stops the run, as Ctrl-C would, when number `stop_at` is asked for."""
-
-    def __init__(self, stop_at: int | None = None, broken: range = range(0)) -> None:
-        self.stop_at, self.broken = stop_at, broken
-
-    def __getitem__(self, index: int) -> Episode:
-        if index == self.stop_at:
-            raise KeyboardInterrupt
-        episode = noise_episode(index)
-        if index in self.broken:
-            episode.query.fill_(float("nan"))
-        return episode
+VIT = {"num_hidden_layers": 2}
+SETTINGS = {"max_steps": 6, "episodes_per_step": 2, "warmup_steps": None, "save_total_limit": 2}
+STEPS = dict.fromkeys(("checkpointing_steps", "validation_steps", "logging_steps"), 2)
 
 
 @pytest.fixture
-def make_trainer(make_vit: Any, tmp_path: Path) -> Any:
-    def make(train: Any = None, config: dict[str, Any] | None = None, validate: bool = True, **changes: Any) -> Any:
-        settings: dict[str, Any] = {
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 6,
-            "episodes_per_step": 2,
-            "delta_lr": 0.1,
-            "gate_lr": 1e3,
-            "multiplier_lr": 0.5,
-            "router_lr": 1e-2,
-            "checkpointing_steps": 2,
-            "validation_steps": 2,
-            "logging_steps": 2,
-        }
-        torch.manual_seed(0)
-        model = get_peft_model(
-            make_vit(), SMATConfig(num_experts=2, target_sparsity=0.5) if not config else SMATConfig(**config)
-        )
-        validation = [noise_episode(1000 + i) for i in range(3)] if validate else []
-        return MetaTrainer(model, MetaTuningArguments(**settings | changes), train or NoiseEpisodes(), validation)
+def make_trainer(tmp_path: Path) -> Any:
+    """A function that makes the trainer of a small run of six updates, in the folder `run` if in no other."""
+
+    def make(train: Any = None, *, folder: str = "run", **changes: Any) -> MetaTrainer:
+        return small_run.make_trainer(tmp_path / folder, train, **{"vit": VIT} | SETTINGS | STEPS | changes)
 
     return make
 
@@ -73,14 +47,12 @@ def adapter(trainer: MetaTrainer) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("stop_at", [5, 8, 11])
-def test_a_stopped_and_resumed_run_ends_bit_identical_to_an_undisturbed_one(
-    make_trainer: Any, tmp_path: Path, stop_at: int
-) -> None:
-    undisturbed = make_trainer(output_dir=str(tmp_path / "undisturbed"))
+def test_a_stopped_and_resumed_run_ends_bit_identical_to_an_undisturbed_one(make_trainer: Any, stop_at: int) -> None:
+    undisturbed = make_trainer(folder="undisturbed")
     undisturbed.train()
 
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(NoiseEpisodes(stop_at)).train()
+        make_trainer(stop_before(stop_at)).train()
     resumed = make_trainer(resume_from_checkpoint="latest")
     resumed.train()
 
@@ -108,7 +80,7 @@ def test_seconds_of_training_are_those_of_all_sittings(make_trainer: Any, monkey
 
 
 def test_training_moves_delta_gates_router_and_multipliers_and_nothing_of_the_backbone(make_trainer: Any) -> None:
-    trainer = make_trainer(validate=False)
+    trainer = make_trainer(validation=[])
     before = adapter(trainer)
     base = {n: p.clone() for n, p in trainer.learner.model.named_parameters() if ".smat_" not in n}
     trainer.train()
@@ -121,7 +93,7 @@ def test_training_moves_delta_gates_router_and_multipliers_and_nothing_of_the_ba
             assert torch.equal(parameter, base[name]), name
 
 
-def test_the_adapter_that_validated_best_is_the_one_that_is_left(make_trainer: Any, monkeypatch: Any) -> None:
+def test_the_adapter_that_validated_best_is_the_one_that_is_left(make_trainer: Any) -> None:
     trainer = make_trainer()
     scores = iter([0.2, 0.9, 0.5])
     seen = []
@@ -148,11 +120,11 @@ def test_the_best_adapter_of_an_aborted_run_is_not_taken_for_this_one_s(make_tra
     assert best.name != "checkpoint-99"
 
 
-def test_the_saved_adapter_loads_into_the_backbone_and_gives_the_same_task(make_trainer: Any, make_vit: Any) -> None:
+def test_the_saved_adapter_loads_into_the_backbone_and_gives_the_same_task(make_trainer: Any) -> None:
     trainer = make_trainer()
     trainer.train()
     trainer.save_model()
-    loaded = PeftModel.from_pretrained(make_vit(), trainer.output_dir).eval()
+    loaded = PeftModel.from_pretrained(tiny_vit(**VIT), trainer.output_dir).eval()
     model, episode = trainer.learner.model.eval(), noise_episode(7)
     for each in (model, loaded):
         each.adapt(episode.support, episode.support_labels)
@@ -161,7 +133,7 @@ def test_the_saved_adapter_loads_into_the_backbone_and_gives_the_same_task(make_
 
 
 def test_an_update_whose_loss_is_not_finite_is_left_out(make_trainer: Any) -> None:
-    trainer = make_trainer(NoiseEpisodes(broken=range(4, 6)), validate=False)
+    trainer = make_trainer(NoiseEpisodes(broken=range(4, 6)), validation=[])
     trainer.train()
     assert trainer.skipped == 1
     assert all(torch.isfinite(tensor).all() for tensor in adapter(trainer).values())
@@ -222,7 +194,7 @@ def test_trying_an_update_for_its_time_changes_nothing(make_trainer: Any) -> Non
 
 
 def test_dense_meta_tuning_learns_the_delta_alone(make_trainer: Any) -> None:
-    trainer = make_trainer(config={"num_experts": 1, "sparsity_pattern": "dense"}, validate=False)
+    trainer = make_trainer(experts={"num_experts": 1, "sparsity_pattern": "dense"}, validation=[])
     assert trainer.learner.router is None
     gates = [g.clone() for g in adapter_gates(trainer)]
     trainer.train()
@@ -238,7 +210,7 @@ def adapter_gates(trainer: MetaTrainer) -> list[Tensor]:
 
 def test_what_would_be_trainable_and_never_trained_is_refused(make_trainer: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"layernorm.*is trainable, too: leave out modules_to_save"):
-        make_trainer(config={"num_experts": 2, "modules_to_save": ["layernorm"]})
+        make_trainer(experts={"modules_to_save": ["layernorm"]})
 
 
 def test_a_backbone_in_half_precision_is_refused(make_vit: Any) -> None:
@@ -249,7 +221,7 @@ def test_a_backbone_in_half_precision_is_refused(make_vit: Any) -> None:
 
 def test_missing_the_target_sparsity_is_warned_of(make_trainer: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        make_trainer(config={"num_experts": 2, "target_sparsity": 0.9}, gate_lr=0.0).train()
+        make_trainer(experts={"target_sparsity": 0.9}, gate_lr=0.0).train()
     assert "the target was 0.900" in caplog.text
 
 
@@ -308,20 +280,16 @@ def test_arguments_out_of_range_are_named() -> None:
         MetaTuningArguments(distillation_weight=1.5)
 
 
-def test_too_few_episodes_are_one_clear_error(make_vit: Any, tmp_path: Path) -> None:
-    model = get_peft_model(make_vit(), SMATConfig(num_experts=2))
-    arguments = MetaTuningArguments(output_dir=str(tmp_path / "run"), max_steps=3, episodes_per_step=1)
+def test_too_few_episodes_are_one_clear_error(make_trainer: Any, tmp_path: Path) -> None:
+    few = [noise_episode(0), noise_episode(1)]
     with pytest.raises(DataError, match=r"there are 2 training episodes, and this run takes 3 \(max_steps x"):
-        MetaTrainer(model, arguments, [noise_episode(0), noise_episode(1)]).train()
+        make_trainer(few, max_steps=3, episodes_per_step=1).train()
     assert not (tmp_path / "run").exists()
 
 
-def test_an_index_error_of_a_data_set_is_shown_as_it_is(make_vit: Any, tmp_path: Path) -> None:
-    class Broken:
-        def __getitem__(self, index: int) -> Episode:
-            raise IndexError("a fault of the images")
+def test_an_index_error_of_a_data_set_is_shown_as_it_is(make_trainer: Any) -> None:
+    def fail(_: int) -> None:
+        raise IndexError("a fault of the images")
 
-    model = get_peft_model(make_vit(), SMATConfig(num_experts=2))
-    arguments = MetaTuningArguments(output_dir=str(tmp_path / "run"), max_steps=1, episodes_per_step=1)
     with pytest.raises(IndexError, match="a fault of the images"):
-        MetaTrainer(model, arguments, Broken()).train()
+        make_trainer(NoiseEpisodes(fail), max_steps=1, episodes_per_step=1).train()

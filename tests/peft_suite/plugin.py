@@ -81,9 +81,7 @@ def prepare(name: str, helpers: types.ModuleType) -> None:
     if hasattr(module, "set_init_weights_false"):
         module.set_init_weights_false = helpers.set_init_weights_false
     if name == "test_vision_models":  # its images are made by a processor of the Hub
-        module.TestResnet.data = pytest.fixture(scope="class")(
-            lambda _self: {"pixel_values": torch.randn(1, 3, 64, 64)}
-        )
+        module.TestResnet.data = pytest.fixture(scope="class")(random_pixels)
     if name in ABOUT_TUNERS:
         module.LoraConfig = cases.in_place_of_lora
     for class_name, cls in vars(module).items():

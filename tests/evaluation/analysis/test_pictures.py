@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from smat_peft.evaluation.analysis.alignment import Alignment, draw_alignment
@@ -86,15 +85,6 @@ PICTURES = {
     "sweep of two cells": (draw_sweep, cells((0.0, 0.9), (4,))),
     "sweep of seeds": (draw_sweep, cells(SPARSITIES, (1, 4), seeds=3)),
 }
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are saved, so that a test can look at their text."""
-    found = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (found.append(self), save(self, *a, **k))[1])
-    return found
 
 
 def texts(figure):

@@ -9,7 +9,10 @@ from jaxtyping import install_import_hook
 
 # Before the first import of smat_peft, or there is nothing left to hook.
 # Not in experts/compiled.py: torch's compiler cannot read the checks.
-mathematics = ("gates", "interpolate", "kernels", "counting", "patterns", "prototypes", "router")
+mathematics = (
+    *("bits", "counting", "gates", "interpolate", "kernels"),
+    *("packed", "patterns", "prototypes", "router", "stored"),
+)
 checked = [*(f"smat_peft.experts.{name}" for name in mathematics), "smat_peft.few_shot"]
 install_import_hook(checked, "beartype.beartype")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smat_peft.evaluation.analysis.pictures import Array
-from smat_peft.experts.gates import BLOCK, by_expert, gate_sigmoid, stretch
+from smat_peft.experts.counting import are_open
 from smat_peft.tuner.adapters import active_adapter, adapter_gates
 
 
@@ -42,9 +42,8 @@ def read_open_gates(model: nn.Module) -> list[OpenGates]:
 
 def open_together(logits: Tensor, temperature: float) -> Array:
     """How many gates `[M, *gate_shape]` are above 0 in expert i and in expert j, `[M, M]`."""
-    experts = by_expert(logits)
-    together = torch.zeros(len(experts), len(experts), dtype=torch.float64)
-    for block in experts.split(BLOCK, dim=1):
-        is_open = (stretch(gate_sigmoid(block, temperature)) > 0).float()  # sums of a block are exact in 32 bits
+    together = torch.zeros(len(logits), len(logits), dtype=torch.float64)
+    for block in are_open(logits, temperature):
+        is_open = block.float()  # sums of a block are exact in 32 bits
         together += (is_open @ is_open.T).cpu()
     return together.numpy()

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.faults.small_run import distance
 from tests.tuner.backbones import BACKBONES, outputs, task_images
 
 IMAGES = task_images(7, shots=4)[0]
@@ -58,14 +59,6 @@ def fsdp() -> dict[str, Any]:
 
 def own_images() -> Tensor:
     return IMAGES.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """||a - b|| / ||b|| over all tensors together; infinite where names differ."""
-    if ours.keys() != theirs.keys():
-        return float("inf")
-    a, b = (torch.cat([tensors[name].double().flatten() for name in theirs]) for tensors in (ours, theirs))
-    return float((a - b).norm() / b.norm())
 
 
 def main() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import TORCHRUN, python
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
@@ -16,14 +15,7 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_two_processes_have_the_gradients_of_one_and_its_state_dict(mode: str, tmp_path: Path) -> None:
     output = tmp_path / "report.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    ended = subprocess.run(
-        [*command, str(WORKER), mode, str(output)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = python(*TORCHRUN, 2, WORKER, mode, output, CUDA_VISIBLE_DEVICES="")
     assert ended.returncode == 0, ended.stderr
     report = json.loads(output.read_text())
     assert report["processes"] == 2

@@ -16,6 +16,7 @@ import yaml
 from comparison import runs
 from comparison.jobs import add_jobs, in_processes
 from comparison.runs import LOG, merged, run_in
+from smat_peft.errors import ConfigurationError
 
 
 @pytest.mark.usefixtures("threads_for_processes")
@@ -51,7 +52,7 @@ def test_what_waits_for_ever_is_left_out() -> None:
 
 def test_a_process_that_is_killed_ends_it_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the process, and is as it was when the test ends
-    with pytest.raises(SystemExit, match=r"a process was killed.*start the command again to go on"):
+    with pytest.raises(ConfigurationError, match=r"a process was killed.*start the command again to go on"):
         list(in_processes(lambda code: partial(os._exit, code), [9], 1, "killed", "run"))
 
 

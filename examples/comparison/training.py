@@ -142,8 +142,7 @@ class Study:
         if figures is None:
             return False
         wanted = self._own_settings(name, self.rate(name) if rate is None else rate)
-        known = figures.keys() & wanted.keys()
-        differ = differences({key: figures[key] for key in known}, {key: wanted[key] for key in known})
+        differ = differences({key: figures.get(key, wanted[key]) for key in wanted}, wanted)
         if differ:
             raise ConfigurationError(
                 f"{run} was made with {differ}. Choose another --runs_dir and --results_dir, or "

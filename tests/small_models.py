@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+from torch import nn
+from transformers import LevitConfig, LevitModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
 from smat_peft import SMATConfig
 from smat_peft.assets import DEMO_BACKBONE
@@ -21,6 +22,13 @@ VIT: dict[str, Any] = {
     "image_size": 16,
     "patch_size": 8,
 }
+LEVIT: dict[str, Any] = {
+    "hidden_sizes": [8, 8, 8],
+    "num_attention_heads": [2, 2, 2],
+    "depths": [1, 1, 1],
+    "key_dim": [4, 4, 4],
+    "image_size": 32,
+}
 
 
 def make_vit(seed: int = 0, **changes: Any) -> ViTModel:
@@ -28,6 +36,14 @@ def make_vit(seed: int = 0, **changes: Any) -> ViTModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ViTModel(ViTConfig(**VIT | changes), add_pooling_layer=False).eval()
+
+
+def make_levit() -> LevitModel:
+    """A LeViT, `[N, 3, 32, 32]`, which keeps its attention biases as it has looked them up."""
+    model = LevitModel(LevitConfig(**LEVIT)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)  # its own are so small that attention would not matter
+    return model
 
 
 def save_vit(folder: Path) -> None:

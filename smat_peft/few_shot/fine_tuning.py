@@ -18,6 +18,7 @@ from smat_peft.few_shot.augmentation import DiffAugment
 from smat_peft.few_shot.backbone import base_parameters, device_of, plain_copy
 from smat_peft.few_shot.lora import DROPOUT, inject_lora, merged_lora
 from smat_peft.tuner.features import extract_features, in_chunks
+from smat_peft.tuner.shadow import empty_caches
 
 KINDS = ("prototype", "full", "lora")
 
@@ -122,7 +123,12 @@ def _descend(
         raise ConfigurationError(f"{type(backbone).__name__} has no parameters to fine-tune; choose 'prototype'")
     optimizer = AdamW(trained, lr=adaptation.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
     augment: Callable[[Tensor], Tensor] = DiffAugment(adaptation.seed) if adaptation.augment else lambda images: images
-    forward = functools.partial(extract_features, backbone, feature=feature)
+
+    def forward(images: Tensor) -> Tensor:
+        for module in backbone.modules():
+            empty_caches(module)  # of weights before a step, and of graphs that are gone
+        return extract_features(backbone, images, feature)
+
     for _ in range(adaptation.steps):
         clean = in_chunks(forward, support, batch_size)
         changed = augment(support)

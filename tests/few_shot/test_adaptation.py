@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import ViTConfig, ViTModel
+from transformers.models.levit.modeling_levit import LevitAttention, LevitAttentionSubsample
 
 from smat_peft import SMATConfig
 from smat_peft.errors import ConfigurationError, DataError
@@ -16,6 +17,7 @@ from smat_peft.few_shot import Adaptation, adapt_to_support, classify_queries, f
 from smat_peft.few_shot.adaptation import classify_episode
 from smat_peft.tuner import tasks
 from tests.golden_state import RUN, distance, episode, golden_model, numbers, section
+from tests.small_models import make_levit
 from tests.tuner.backbones import BACKBONES, task_images
 
 CLEAN = {"augment": False, "lora_dropout": 0.0}
@@ -126,6 +128,23 @@ def test_every_backbone_can_be_fine_tuned_or_says_why_not(name, kind, adapted):
     tuned = logits_of(model, support, labels, queries, adaptation)
     assert (tuned - plain).abs().max() > 1e-3
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("batch_size", [64, 2])
+def test_what_a_module_keeps_of_its_parameters_is_forgotten_at_each_step(monkeypatch, batch_size):
+    torch.manual_seed(0)
+    model = make_levit().double()  # AdamW makes much of the rounding of small gradients
+    support, queries = torch.randn(2, 6, 3, 32, 32, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    adaptation = Adaptation("full", steps=3, learning_rate=1e-2, augment=False)
+    tuned = logits_of(model, support, labels, queries, adaptation, batch_size=batch_size)
+    for kind in (LevitAttention, LevitAttentionSubsample):
+        monkeypatch.setattr(
+            kind, "get_attention_biases", lambda self, device: self.attention_biases[:, self.attention_bias_idxs]
+        )
+    expected = logits_of(model, support, labels, queries, adaptation, batch_size=64)
+    assert (tuned - expected).abs().max() < 1e-4
+    assert (tuned - logits_of(model, support, labels, queries, Adaptation())).abs().max() > 1e-2
 
 
 def snapshot(model):

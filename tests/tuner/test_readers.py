@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
-    LevitConfig,
-    LevitModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -24,6 +22,7 @@ from smat_peft import SMATConfig
 from smat_peft.few_shot.backbone import plain_copy
 from smat_peft.tuner.features import extract_features
 from smat_peft.tuner.readers import reads_parameters_of
+from tests.small_models import make_levit
 
 SIZE = {
     "hidden_size": 16,
@@ -32,13 +31,6 @@ SIZE = {
     "num_attention_heads": 2,
     "patch_size": 8,
     "image_size": 16,
-}
-LEVIT = {
-    "hidden_sizes": [8, 8, 8],
-    "num_attention_heads": [2, 2, 2],
-    "depths": [1, 1, 1],
-    "key_dim": [4, 4, 4],
-    "image_size": 32,
 }
 LARGER = (2, 3, 32, 32)  # than CLIP and SigLIP were trained on
 
@@ -67,13 +59,6 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), num_layers=1)
 
 
-def levit() -> nn.Module:
-    model = LevitModel(LevitConfig(**LEVIT))
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5)  # its own are so small that attention would not matter
-    return model
-
-
 def of_images(model: nn.Module, images: Tensor) -> Tensor:
     return extract_features(model, images, "auto")
 
@@ -86,7 +71,7 @@ Case = tuple[Callable[[], nn.Module], list[str] | None, Callable[[nn.Module, Ten
 CASES: dict[str, Case] = {
     "clip": (lambda: CLIPVisionModel(CLIPVisionConfig(**SIZE)), ["position_embedding"], of_images, LARGER),
     "siglip": (lambda: SiglipVisionModel(SiglipVisionConfig(**SIZE)), ["position_embedding"], of_images, LARGER),
-    "levit": (levit, None, of_images, LARGER),
+    "levit": (make_levit, None, of_images, LARGER),
     "linear": (Reading, ["qkv"], call, (2, 4)),
     "projection of attention": (Attending, ["out_proj"], call, (2, 3, 8)),
     **{

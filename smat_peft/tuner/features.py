@@ -124,9 +124,18 @@ def _takes(forward: Callable[..., Any], argument: str) -> bool:
     return argument in inspect.signature(forward).parameters
 
 
+def _last_hidden_state(output: Any) -> Tensor:
+    if not hasattr(output, "last_hidden_state"):
+        raise ConfigurationError(
+            f"the model's {type(output).__name__} has no last_hidden_state to take features from: load the model with "
+            "AutoModel, or name the module whose output is the feature, as in SMATConfig(feature='layernorm')"
+        )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
 def _cls(output: Any) -> Tensor:
-    tokens: Tensor = output.last_hidden_state
-    return tokens[:, 0]
+    return _last_hidden_state(output)[:, 0]
 
 
 def _pooler(output: Any) -> Tensor:
@@ -137,7 +146,7 @@ def _pooler(output: Any) -> Tensor:
 
 
 def _mean(output: Any) -> Tensor:
-    return _pool(output.last_hidden_state)
+    return _pool(_last_hidden_state(output))
 
 
 def _pool(output: Any) -> Tensor:

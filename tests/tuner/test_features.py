@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import (
+    Dinov2Backbone,
+    Dinov2Config,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from smat_peft.errors import ConfigurationError
 from smat_peft.tuner.features import backbone_of, extract_features, feature_kind, feature_width
@@ -112,6 +120,14 @@ def test_images_are_cast_to_the_models_precision() -> None:
 def test_a_missing_pooler_is_one_clear_error() -> None:
     with pytest.raises(ConfigurationError, match="no pooler output; try feature='mean'"):
         extract_features(vit(add_pooling_layer=False), IMAGES, "pooler")
+
+
+@pytest.mark.parametrize("feature", ["cls", "mean"])
+def test_a_model_that_gives_maps_alone_is_one_clear_error(feature: str) -> None:
+    model = Dinov2Backbone(Dinov2Config(**TRANSFORMER)).eval()
+    with pytest.raises(ConfigurationError, match=r"BackboneOutput has no last_hidden_state .* AutoModel"):
+        extract_features(model, IMAGES, feature)
+    assert extract_features(model, IMAGES, "layernorm").shape == (len(IMAGES), 16)
 
 
 def test_an_unknown_module_is_one_clear_error() -> None:
